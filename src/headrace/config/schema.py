@@ -1,0 +1,118 @@
+"""The schema of headrace.yaml. Every field has a default; `Configuration()` serves by itself.
+
+Types are checked by msgspec when the file is read (`config.load`); what spans several fields
+(names that refer to each other) is checked there too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Dollars = Annotated[float, Meta(ge=0)]
+
+LOCAL = "local"  # the name of the built-in provider: our own engine
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the gateway listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    max_body_bytes: Count = 16 * 1024 * 1024
+    max_concurrent_requests: Count = 1024
+
+
+class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
+    """Time-outs of an upstream call, in seconds."""
+
+    connect: Seconds = 5.0
+    first_token: Seconds = 60.0
+    between_tokens: Seconds = 30.0
+    pool: Seconds = 5.0
+
+
+class UpstreamProvider(Struct, frozen=True, forbid_unknown_fields=True):
+    """An OpenAI-compatible upstream. `key` refers to a secret: `env:NAME`."""
+
+    base_url: str
+    dialect: Literal["openai"] = "openai"
+    key: str | None = None
+    timeouts: Timeouts = Timeouts()
+    max_connections: Count = 256
+
+
+class Price(Struct, frozen=True, forbid_unknown_fields=True):
+    """Dollars per million tokens."""
+
+    input: Dollars = 0.0
+    output: Dollars = 0.0
+    cached_input: Dollars | None = None
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model by the name callers use.
+
+    `source` is a model reference for the local engine, the upstream's own name of the model
+    otherwise.
+    """
+
+    source: str
+    provider: str = LOCAL
+    price: Price = Price()
+
+
+class Match(Struct, frozen=True, forbid_unknown_fields=True):
+    """Conditions of a route; all that are given must hold."""
+
+    model: str | None = None
+
+
+class Route(Struct, frozen=True, forbid_unknown_fields=True, rename={"attempts": "try"}):
+    """The first route whose `when` holds gives the ordered models to try."""
+
+    name: str
+    attempts: tuple[str, ...]  # `try` in the file
+    when: Match = Match()
+
+
+class Engine(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the local engine runs its models."""
+
+    backend: Literal["auto", "cpu", "reference"] = "auto"
+    threads: Annotated[int, Meta(ge=0)] = 0  # 0: as many as this process may use
+    kv_tokens: Count = 32_768
+    max_batch_tokens: Count = 512
+    max_sequences: Count = 64
+    max_waiting: Count = 1024
+
+
+class Cache(Struct, frozen=True, forbid_unknown_fields=True):
+    """The exact response cache."""
+
+    enabled: bool = True
+    ttl: Seconds = 3600.0
+    max_bytes: Count = 64 * 1024 * 1024
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where calls are recorded. None: `~/.local/share/headrace` (or `$HEADRACE_HOME`)."""
+
+    directory: str | None = None
+    content: bool = True  # record input and output, not only their sizes
+
+
+class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    server: Server = Server()
+    engine: Engine = Engine()
+    providers: dict[str, UpstreamProvider] = {}
+    models: dict[str, Model] = {}
+    routes: tuple[Route, ...] = ()
+    cache: Cache = Cache()
+    log: Log = Log()

@@ -1,0 +1,1 @@
+"""Every call on record: the call record, its journal and store, metrics."""

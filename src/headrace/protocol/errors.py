@@ -1,0 +1,182 @@
+"""The one exception tree of the platform; each leaf is one HTTP status.
+
+HeadraceError
+  InputError                 the caller's fault, 4xx
+    InvalidField             400, names the field
+    ContextTooLong           400, names both numbers
+    MalformedBody            400, not JSON at all
+    AuthenticationRequired   401
+    PermissionDenied         403
+    ModelNotFound            404
+    NotFound                 404
+    MethodNotAllowed         405
+    BodyTooLarge             413
+    RateLimited              429, with Retry-After
+  ServiceError               our fault or an upstream's, 5xx
+    InternalFault            500, carries nothing but the request id
+    UpstreamError            502, the upstream said no or broke off
+    EngineLost               503, the engine process died under the request
+    Overloaded               503, with Retry-After
+    UpstreamTimeout          504
+
+`str(error)` is safe to show to a caller. A dialect turns an error into its own body shape
+(`protocol.openai.error_body`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """Base of all errors a caller may see."""
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after  # seconds
+
+
+class InputError(HeadraceError):
+    """The request cannot be served as it is; sending it again unchanged will not help."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class InvalidField(InputError):
+    """A field has a wrong type or value; `param` is its path in the request body."""
+
+    code = "invalid_value"
+
+    def __init__(self, param: str, expected: str) -> None:
+        super().__init__(f"Invalid '{param}': {expected}", param=param)
+
+
+class ContextTooLong(InputError):
+    """The prompt, or the prompt with the tokens asked for, cannot fit the model."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, limit: int, tokens: int, param: str = "messages") -> None:
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens, "
+            f"but the prompt has {tokens} tokens.",
+            param=param,
+        )
+
+
+class MalformedBody(InputError):
+    """The body is not valid JSON (or not valid UTF-8)."""
+
+    code = "malformed_body"
+
+
+class AuthenticationRequired(InputError):
+    """No key, or one that is unknown, revoked or expired."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class PermissionDenied(InputError):
+    """The key is good but may not do this."""
+
+    status = 403
+    kind = "permission_error"
+
+
+class ModelNotFound(InputError):
+    """No model, and no route, has this name."""
+
+    status = 404
+    code = "model_not_found"
+
+    def __init__(self, model: str, known: tuple[str, ...] = ()) -> None:
+        names = f" Available: {', '.join(known)}." if known else ""
+        super().__init__(f"The model '{model}' does not exist.{names}", param="model")
+
+
+class NotFound(InputError):
+    """No such path or object."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(InputError):
+    """The path exists; the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(InputError):
+    """The body is over the configured size."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class RateLimited(InputError):
+    """The caller is over a limit; `retry_after` says when to come back."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class ServiceError(HeadraceError):
+    """The request was good; the platform or an upstream could not serve it."""
+
+
+class InternalFault(ServiceError):
+    """A defect of ours. The message never carries its cause; the log does."""
+
+    def __init__(self, message: str = "The server had an internal error.") -> None:
+        super().__init__(message)
+
+
+class UpstreamError(ServiceError):
+    """A provider answered with an error, with nonsense, or broke off."""
+
+    status = 502
+    kind = "upstream_error"
+    code = "upstream_error"
+
+    def __init__(
+        self, message: str, *, upstream_status: int | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.upstream_status = upstream_status
+
+
+class EngineLost(ServiceError):
+    """The engine process died while the request ran; it is being started again."""
+
+    status = 503
+    kind = "engine_error"
+    code = "engine_lost"
+
+
+class Overloaded(ServiceError):
+    """A bounded queue is full."""
+
+    status = 503
+    kind = "overloaded_error"
+    code = "overloaded"
+
+
+class UpstreamTimeout(ServiceError):
+    """A provider did not answer within one of its time-outs."""
+
+    status = 504
+    kind = "upstream_error"
+    code = "upstream_timeout"

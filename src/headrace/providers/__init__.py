@@ -1,0 +1,1 @@
+"""One adapter per upstream dialect; the local runtime is one of them."""

@@ -1,0 +1,1 @@
+"""Rules and health in, an ordered plan of attempts out."""

@@ -1,0 +1,102 @@
+"""The contract of a backend: it runs one model's step program over ragged batches.
+
+A backend is built by a function `load(program, weights, kv) -> Backend` of its module.
+Everything that depends on lengths is planned on the host, in a `Batch`, once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.program import Program
+from ..weights.tensor import Tensor
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayout:
+    """The paged KV cache: `blocks` blocks of `block_size` slots, each a token's key and value."""
+
+    blocks: int
+    block_size: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """How each sampled row's token is chosen; arrays of one value a sampled row.
+
+    temperature 0 takes the most likely token (the lowest id among equals). Otherwise the logits
+    are divided by it, cut to the top_k largest (0: all), then to the smallest set whose
+    probability reaches top_p, and the token is the one at `uniform` on the cumulative
+    distribution, tokens in descending order of probability (ties by ascending id). The backend
+    rolls no dice: `uniform` in [0, 1) comes from the request's seed.
+    """
+
+    temperature: Float32
+    top_k: Int32
+    top_p: Float32
+    uniform: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step. Rows of a sequence are adjacent and in order of position."""
+
+    tokens: Int32  # [rows]
+    positions: Int32  # [rows]
+    slots: Int32  # [rows] KV slot the row writes: block · block_size + offset
+    row_starts: Int32  # [sequences + 1] first row of each sequence, then the number of rows
+    context_lengths: Int32  # [sequences] KV entries of the sequence once this step is written
+    block_tables: Int32  # [sequences, widest] block ids; past the end of a sequence: -1
+    sampled_rows: Int32  # [samples] rows whose logits are sampled, ascending
+    sampling: SamplingRows
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The chosen tokens and their log-probabilities (natural log, of the untempered softmax)."""
+
+    tokens: Int32  # [samples]
+    logprobs: Float32  # [samples]
+
+
+class Backend(Protocol):
+    """One loaded model on one device."""
+
+    kv: KVLayout
+
+    def run(self, batch: Batch) -> Sampled:
+        """Run the whole program over the batch and sample.
+
+        Raises MemoryError where the step does not fit; KV slots outside the batch stay intact.
+        """
+        ...
+
+    def logits(self, batch: Batch) -> Float32:
+        """As `run`, but return the logits, float32 [samples, vocabulary]."""
+        ...
+
+    def kernels(self) -> Mapping[str, str]:
+        """Which kernel runs each kind of op, as "linear Q4_1" -> "avx512-vnni"."""
+        ...
+
+    def close(self) -> None:
+        """Release weights and KV."""
+        ...
+
+
+class Load(Protocol):
+    """How a backend comes to be."""
+
+    def __call__(
+        self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, threads: int
+    ) -> Backend:
+        """Compile `program` over `weights`; `threads` 0 takes all processors allowed."""
+        ...

@@ -1,0 +1,1 @@
+"""A model is data: an architecture description becomes a step program."""

@@ -1,0 +1,99 @@
+"""What is asked of the engine and what it answers: plain records, ready to cross a process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+Messages = Sequence[Mapping[str, Any]]  # role, content, as the chat template reads them
+Prompt = str | Sequence[int] | Messages  # text, token ids, or a conversation
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How a request's tokens are chosen.
+
+    `max_tokens` None runs to the end of the context. `top_k` 0 means all. Without a `seed` one
+    is drawn when the request is admitted.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One generation asked of the engine."""
+
+    id: str
+    prompt: Prompt
+    sampling: SamplingParameters = SamplingParameters()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds a request spent waiting, in prefill (to its first token) and in decode."""
+
+    queued: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why and how a request ended; the counts are final."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """News of one request: more text, and at the end why it ended.
+
+    `tokens` are the ids behind the text so far not reported; `text` may lag behind them while a
+    character or a possible stop string is incomplete.
+    """
+
+    id: str
+    text: str
+    tokens: tuple[int, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The engine's state in numbers, for metrics and tests."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    cancelled: int
+    preempted: int
+
+
+class RequestRefused(ValueError):
+    """The request can never run; `code` is machine-readable.
+
+    Codes: `context_too_long` (details limit, tokens), `invalid_value` (details field), `busy`.
+    """
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details

@@ -1,0 +1,50 @@
+"""A weight as it lies in its file: bytes, a format, a shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+# Formats by name: (values a block, bytes a block). The layouts are GGML's own.
+FORMATS: dict[str, tuple[int, int]] = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q8_0": (32, 34),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A matrix [rows, columns] in `format`; a vector is one row.
+
+    `data` is uint8 [rows, bytes a row], C-contiguous, usually a view of a memory-mapped file.
+    """
+
+    format: str
+    rows: int
+    columns: int
+    data: NDArray[np.uint8]
+
+    def float32(self) -> NDArray[np.float32]:
+        """The values, float32 [rows, columns]; a copy."""
+        if self.format == "F32":
+            return self.data.view(np.float32).copy()
+        if self.format == "F16":
+            return self.data.view(np.float16).astype(np.float32)
+        if self.format == "BF16":
+            return self.data.view(ml_dtypes.bfloat16).astype(np.float32)
+        values: NDArray[np.float32] = dequantize(self.data, GGMLQuantizationType[self.format])
+        return values
