@@ -1,0 +1,1 @@
+"""Models by reference: what a name means, and bringing the bytes here."""
