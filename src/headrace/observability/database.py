@@ -1,0 +1,93 @@
+"""Opening a database: what is particular to SQLite or PostgreSQL, and the migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from sqlite3 import Connection as SQLiteConnection
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+ENVIRONMENT = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 0x48656164  # any constant: the key of PostgreSQL's advisory lock
+BUSY_SECONDS = 5
+
+_INSERTS: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]] = {
+    "sqlite": sqlite.insert,
+    "postgresql": postgresql.insert,
+}
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for `url`; SQLite is set to WAL, and a commit survives a power cut.
+
+    Raises ValueError for a database that is neither SQLite (in a file) nor PostgreSQL.
+    """
+    parsed = make_url(url)
+    dialect = parsed.get_backend_name()
+    if dialect not in _INSERTS:
+        raise ValueError(f"The call log needs a sqlite or postgresql URL, not '{dialect}'.")
+    if dialect == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise ValueError("The call log needs a SQLite file, not a database in memory.")
+        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url)
+    if dialect == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: SQLiteConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def insert_new(
+    connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Insert the rows whose `key` column is not in the table yet; leave the others as they are."""
+    statement = _INSERTS[connection.dialect.name](table)
+    connection.execute(statement.on_conflict_do_nothing(index_elements=[key]), rows)
+
+
+def migrate(engine: Engine, versions: Path, version_table: str, head: str) -> None:
+    """Bring the tables that `versions` describes to revision `head`.
+
+    `version_table` holds the revision reached. Of several processes that start at once, one
+    migrates and the others wait for it.
+    """
+    with engine.connect() as connection:
+        if _revision(connection, version_table) == head:
+            return
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        if _revision(connection, version_table) != head:
+            configuration = Config()
+            configuration.set_main_option("script_location", _escaped(ENVIRONMENT))
+            configuration.set_main_option("path_separator", "newline")
+            configuration.set_main_option("version_locations", _escaped(versions))
+            configuration.attributes["connection"] = connection
+            configuration.attributes["version_table"] = version_table
+            command.upgrade(configuration, head)
+        connection.commit()
+
+
+def _revision(connection: Connection, version_table: str) -> str | None:
+    if not inspect(connection).has_table(version_table):
+        return None
+    return connection.execute(text(f"SELECT version_num FROM {version_table}")).scalar()
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("%", "%%")
