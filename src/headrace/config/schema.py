@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -16,6 +16,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Dollars = Annotated[float, Meta(ge=0)]
 
 LOCAL = "local"  # the name of the built-in provider: our own engine
+DEFAULT_MODEL = "smollm2-135m"  # what is served where no model is named
 
 
 class Server(Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,7 +113,9 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     server: Server = Server()
     engine: Engine = Engine()
     providers: dict[str, UpstreamProvider] = {}
-    models: dict[str, Model] = {}
+    models: dict[str, Model] = field(
+        default_factory=lambda: {DEFAULT_MODEL: Model(source=DEFAULT_MODEL)}
+    )
     routes: tuple[Route, ...] = ()
     cache: Cache = Cache()
     log: Log = Log()

@@ -1,0 +1,94 @@
+"""Whole answers under exact keys: bounded by bytes, oldest use out first, every step O(1)."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headrace.protocol.generation import Event, Finished, TextDelta, ToolCallDelta
+
+_ENTRY_BYTES = 512  # key, entry, tuple and the map's own share
+_EVENT_BYTES = 64  # one event without its text
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    events: tuple[Event, ...]
+    size: int
+    expires: float
+
+
+def storable(events: tuple[Event, ...]) -> bool:
+    """Whether an answer may be given again: it ended by itself or at its length, as text.
+
+    A cut or filtered answer is not an answer, and a tool call asks for an effect.
+    """
+    if not events or any(isinstance(event, ToolCallDelta) for event in events):
+        return False
+    last = events[-1]
+    return isinstance(last, Finished) and last.reason in ("stop", "length")
+
+
+def size_of(events: tuple[Event, ...]) -> int:
+    """Estimated bytes that `events` hold in memory."""
+    return _ENTRY_BYTES + sum(
+        _EVENT_BYTES + (sys.getsizeof(event.text) if isinstance(event, TextDelta) else 0)
+        for event in events
+    )
+
+
+class ExactCache:
+    """Answers by key, each as the tuple of events it came as. For one event loop.
+
+    `ttl` in seconds, `max_bytes` of estimated memory, `clock` in monotonic seconds.
+    """
+
+    def __init__(self, ttl: float, max_bytes: int, clock: Callable[[], float]) -> None:
+        self._ttl = ttl
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Estimated bytes held now; never over `max_bytes`."""
+        return self._bytes
+
+    def get(self, key: bytes) -> tuple[Event, ...] | None:
+        """The answer under `key`, or None if there is none or it is too old."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if self._clock() >= entry.expires:
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return entry.events
+
+    def put(self, key: bytes, events: tuple[Event, ...]) -> bool:
+        """Keep `events` under `key`; says whether they were kept.
+
+        They are not where they are not `storable`, or larger than the whole cache.
+        """
+        if not storable(events):
+            return False
+        size = size_of(events)
+        if size > self._max_bytes:
+            return False
+        self._drop(key)
+        self._entries[key] = _Entry(events, size, self._clock() + self._ttl)
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            self._drop(next(iter(self._entries)))
+        return True
+
+    def _drop(self, key: bytes) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._bytes -= entry.size

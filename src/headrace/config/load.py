@@ -1,0 +1,84 @@
+"""From a file to a `Configuration` with a version, or to every problem with its line."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+from headrace.config.check import reference_problems, type_problems
+from headrace.config.document import MAX_BYTES, DocumentError, Problem, parse
+from headrace.config.schema import Configuration
+
+__all__ = ["ConfigurationError", "Loaded", "Problem", "load", "version_of"]
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration that is in order. `path` is None where there was no file."""
+
+    configuration: Configuration
+    version: str
+    path: Path | None = None
+
+
+class ConfigurationError(Exception):
+    """The file cannot be used. `str` gives one line per problem, with file, line and field."""
+
+    def __init__(self, path: Path, problems: tuple[Problem, ...]) -> None:
+        self.path = path
+        self.problems = problems
+        super().__init__("\n".join(self._text(problem) for problem in problems))
+
+    def _text(self, problem: Problem) -> str:
+        field = f"{problem.field}: " if problem.field else ""
+        return f"{self.path}:{problem.line}: {field}{problem.message}"
+
+
+def load(path: Path | None) -> Loaded:
+    """Read the configuration at `path`; without a path, the default one.
+
+    Raises ConfigurationError with every problem found.
+    """
+    if path is None:
+        configuration = Configuration()
+        return Loaded(configuration, version_of(configuration))
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigurationError(path, (Problem(1, "", f"cannot be read: {reason}"),)) from None
+    configuration = _configuration(path, content)
+    return Loaded(configuration, version_of(configuration), path)
+
+
+def version_of(configuration: Configuration) -> str:
+    """12 hex digits of the content's BLAKE2b digest.
+
+    Comments, layout, the order of keys and defaults written out do not change it. It is taken
+    over references to secrets, never over secrets.
+    """
+    content = msgspec.json.encode(configuration, order="deterministic")
+    return blake2b(content, digest_size=6).hexdigest()
+
+
+def _configuration(path: Path, content: bytes) -> Configuration:
+    try:
+        document = parse(content)
+    except DocumentError as error:
+        raise ConfigurationError(path, error.problems) from None
+    if document.value is None:  # an empty file: every field has a default
+        return Configuration()
+    problems = type_problems(document)
+    if problems:
+        raise ConfigurationError(path, _in_order(problems))
+    configuration = msgspec.convert(document.value, Configuration)
+    problems = reference_problems(configuration, document)
+    if problems:
+        raise ConfigurationError(path, _in_order(problems))
+    return configuration
+
+
+def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(problems, key=lambda problem: problem.line))
