@@ -1,0 +1,106 @@
+"""`headrace chat` and `headrace run`: a model in this process, no server."""
+
+from __future__ import annotations
+
+import contextlib
+import readline  # noqa: F401  (gives input() its line editing and history)
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+from headrace.cli.errors import CommandError
+from headrace.cli.progress import shown
+from headrace.registry.catalogue import DEFAULT
+from headrace.registry.pull import pull
+from headrace.runtime.engine import Engine
+from headrace.runtime.request import Finish, Output, SamplingParameters
+
+LONGEST_ANSWER = 1024  # tokens; a small model may never stop by itself
+
+
+def run(
+    model: Annotated[str, typer.Argument(help="Model reference.")],
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+) -> None:
+    """Answer one prompt and stop. The same prompt gives the same answer (temperature 0).
+
+    \b
+    headrace run smollm2-135m "What is the capital of France?"
+    """
+    with _engine(model) as engine:
+        messages = [{"role": "user", "content": prompt}]
+        _, finish = _print(
+            engine.stream(messages, SamplingParameters(LONGEST_ANSWER, temperature=0.0))
+        )
+    typer.echo(_timing(finish), err=True)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT,
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer, /clear starts anew, Ctrl-D leaves.
+
+    \b
+    headrace chat
+    headrace chat ./model.gguf
+    """
+    sampling = SamplingParameters(LONGEST_ANSWER, temperature=0.7, top_p=0.95)
+    with _engine(model) as engine:
+        typer.echo(f"{model}: ask anything. /clear starts anew, Ctrl-D leaves.", err=True)
+        messages: list[dict[str, Any]] = []
+        while (question := _ask()) is not None:
+            if question == "/clear":
+                messages.clear()
+                continue
+            if not question:
+                continue
+            messages.append({"role": "user", "content": question})
+            answer, finish = _print(engine.stream(messages, sampling))
+            messages.append({"role": "assistant", "content": answer})
+            typer.echo(_timing(finish), err=True)
+
+
+def _engine(model: str) -> Engine:
+    with shown() as progress:
+        path = pull(model, progress)
+    try:
+        return Engine.load(path)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"Cannot load {path}: {error}") from error
+
+
+def _ask() -> str | None:
+    """One line of the user's; None at the end of input."""
+    try:
+        return input("\n> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+
+
+def _print(outputs: Iterable[Output]) -> tuple[str, Finish | None]:
+    """Write an answer as it comes; Ctrl-C ends it early. Returns its text and how it ended."""
+    text, finish = "", None
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(iter(outputs)) as stream:  # type: ignore[type-var]
+        for output in stream:
+            text += output.text
+            finish = output.finish
+            typer.echo(output.text, nl=False)
+            sys.stdout.flush()
+    typer.echo()
+    if finish is not None and finish.reason == "error":
+        raise CommandError("the engine failed on this request; its log says why")
+    return text, finish
+
+
+def _timing(finish: Finish | None) -> str:
+    if finish is None:
+        return "(stopped)"
+    first = finish.timings.queued + finish.timings.prefill
+    speed = (finish.completion_tokens - 1) / max(finish.timings.decode, 1e-9)
+    cut = ", cut at the limit" if finish.reason == "length" else ""
+    return (
+        f"({finish.completion_tokens} tokens, first after {first:.2f} s, then "
+        f"{speed:.0f} a second{cut})"
+    )
