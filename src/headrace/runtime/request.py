@@ -28,13 +28,16 @@ class SamplingParameters:
     ignore_eos: bool = False
 
 
+DEFAULT_SAMPLING = SamplingParameters()
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One generation asked of the engine."""
 
     id: str
     prompt: Prompt
-    sampling: SamplingParameters = SamplingParameters()
+    sampling: SamplingParameters = DEFAULT_SAMPLING
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,10 +41,11 @@ class Tensor:
     def float32(self) -> NDArray[np.float32]:
         """The values, float32 [rows, columns]; a copy."""
         if self.format == "F32":
-            return self.data.view(np.float32).copy()
+            return np.array(self.data.view(np.float32))
         if self.format == "F16":
             return self.data.view(np.float16).astype(np.float32)
         if self.format == "BF16":
-            return self.data.view(ml_dtypes.bfloat16).astype(np.float32)
-        values: NDArray[np.float32] = dequantize(self.data, GGMLQuantizationType[self.format])
+            values: NDArray[np.float32] = self.data.view(ml_dtypes.bfloat16).astype(np.float32)
+        else:
+            values = dequantize(self.data, GGMLQuantizationType[self.format])
         return values

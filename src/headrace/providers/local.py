@@ -1,0 +1,174 @@
+"""The local engine as a provider: our own runtime, each model in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.config.schema import LOCAL, Engine
+from headrace.protocol.errors import (
+    ContextTooLong,
+    EngineLost,
+    HeadraceError,
+    InternalFault,
+    InvalidField,
+    Overloaded,
+)
+from headrace.protocol.generation import (
+    EngineTimings,
+    Event,
+    Finished,
+    GenerationRequest,
+    TextDelta,
+    Usage,
+)
+from headrace.runtime.engine import EngineOptions
+from headrace.runtime.process import EngineDied, EngineProcess
+from headrace.runtime.request import (
+    Finish,
+    Prompt,
+    Request,
+    RequestRefused,
+    SamplingParameters,
+)
+from headrace.runtime.scheduler import Limits
+
+COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
+RETRY_AFTER = 1.0  # seconds
+
+# Fields that change nothing about the tokens.
+HARMLESS = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+        "prompt_cache_retention", "parallel_tool_calls", "stream_options", "ignore_eos",
+    }
+)  # fmt: skip
+# Fields that the engine does not have yet, and the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False, 0),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+}
+
+
+class LocalProvider:
+    """Serves models by their references, from files that are already here."""
+
+    def __init__(self, models: Mapping[str, Path], settings: Engine) -> None:
+        self.name = LOCAL
+        options = EngineOptions(
+            backend=settings.backend,
+            threads=settings.threads,
+            kv_tokens=settings.kv_tokens,
+            limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
+        )
+        self.engines = {source: EngineProcess(path, options) for source, path in models.items()}
+
+    def ready(self) -> bool:
+        """Whether every model's engine takes requests."""
+        return all(engine.ready for engine in self.engines.values())
+
+    async def start(self) -> None:
+        """Load all models at once. Raises EngineFailed where one cannot be."""
+        await asyncio.gather(*(engine.start() for engine in self.engines.values()))
+
+    async def close(self) -> None:
+        """End all engines."""
+        await asyncio.gather(*(engine.close() for engine in self.engines.values()))
+
+    async def generate(self, request: GenerationRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Run a request on the engine of the model reference `model`."""
+        asked = Request(secrets.token_hex(8), prompt(request), sampling(request))
+        outputs = self.engines[model].generate(asked)
+        try:
+            async for output in outputs:
+                if output.text:
+                    yield TextDelta(output.text)
+                if output.finish is not None:
+                    yield finished(output.finish)
+        except RequestRefused as refused:
+            raise refusal(refused, request) from refused
+        except EngineDied as died:
+            raise EngineLost(
+                "The engine stopped; it is being started again.", retry_after=RETRY_AFTER
+            ) from died
+        finally:
+            await outputs.aclose()
+
+
+def prompt(request: GenerationRequest) -> Prompt:
+    """What the engine continues: a conversation, text or token ids."""
+    if request.messages is not None:
+        return [msgspec.to_builtins(message) for message in request.messages]
+    if request.prompt is None:
+        raise InvalidField("prompt", "expected a string or token ids")
+    return request.prompt
+
+
+def sampling(request: GenerationRequest) -> SamplingParameters:
+    """The engine's parameters. Raises InvalidField on a field it could not honour."""
+    for field, value in request.extra.items():
+        if field in HARMLESS or value is None or value in NEUTRAL.get(field, ()):
+            continue
+        raise InvalidField(field, "this model is served locally, where it is not supported")
+    max_tokens = request.max_tokens
+    if max_tokens is None and request.endpoint == "completions":
+        max_tokens = COMPLETIONS_MAX_TOKENS
+    return SamplingParameters(
+        max_tokens=max_tokens,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=max(request.top_k or 0, 0),
+        seed=request.seed,
+        stop=request.stop,
+        ignore_eos=request.extra.get("ignore_eos") is True,
+    )
+
+
+def finished(finish: Finish) -> Finished:
+    """The last event. Raises InternalFault where the engine's step failed."""
+    if finish.reason not in ("stop", "length"):
+        raise InternalFault
+    usage = Usage(
+        prompt_tokens=finish.prompt_tokens,
+        completion_tokens=finish.completion_tokens,
+        cached_tokens=finish.cached_tokens,
+        provenance="counted",
+    )
+    timings = finish.timings
+    return Finished(
+        finish.reason,
+        usage,
+        EngineTimings(timings.queued, timings.prefill, timings.decode),
+    )
+
+
+def refusal(refused: RequestRefused, request: GenerationRequest) -> HeadraceError:
+    """The error that tells the caller why the engine did not take the request."""
+    body_field = "messages" if request.messages is not None else "prompt"
+    if refused.code == "busy":
+        return Overloaded("The engine's queue is full.", retry_after=RETRY_AFTER)
+    if refused.code == "context_too_long":
+        return ContextTooLong(
+            limit=refused.details["limit"], tokens=refused.details["tokens"], param=body_field
+        )
+    if refused.code == "invalid_value":
+        field = refused.details["field"]
+        return InvalidField(body_field if field == "prompt" else field, refused.message)
+    return InternalFault()

@@ -1,0 +1,97 @@
+"""The messages between the platform and an engine's process: one JSON object a line.
+
+To the engine:    generate (a request) · cancel (its id) · stop
+From the engine:  ready (what was loaded) · failed (it could not) · refused (a request) ·
+                  outputs (news of requests, and the counters after the step)
+
+JSON, not pickle: what comes out of the engine's process is data, and a log of the channel can be
+read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .request import (
+    Counters,
+    Finish,
+    Output,
+    Request,
+    RequestRefused,
+    SamplingParameters,
+    Timings,
+)
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an engine says of itself once its model is loaded."""
+
+    name: str
+    context: int  # tokens
+    backend: str
+    kernels: Mapping[str, str]
+    formats: Mapping[str, int]  # weights of each format
+    seconds: float  # that loading took
+
+
+def frame(kind: str, **content: Any) -> bytes:
+    """One message as it goes over the channel."""
+    return json.dumps({"kind": kind, **content}, separators=(",", ":")).encode() + b"\n"
+
+
+def parse(line: bytes) -> Message:
+    """One line of the channel."""
+    message: Message = json.loads(line)
+    return message
+
+
+def request_frame(request: Request) -> bytes:
+    """Ask for a generation."""
+    return frame("generate", **asdict(request))
+
+
+def read_request(message: Message) -> Request:
+    """The request of a `generate` message."""
+    sampling = message["sampling"]
+    sampling["stop"] = tuple(sampling["stop"])
+    return Request(message["id"], message["prompt"], SamplingParameters(**sampling))
+
+
+def refusal_frame(id: str, refused: RequestRefused) -> bytes:
+    """Say that a request cannot run."""
+    return frame(
+        "refused", id=id, code=refused.code, message=refused.message, details=refused.details
+    )
+
+
+def read_refusal(message: Message) -> RequestRefused:
+    """The refusal of a `refused` message."""
+    return RequestRefused(message["code"], message["message"], **message["details"])
+
+
+def outputs_frame(outputs: list[Output], counters: Counters) -> bytes:
+    """News of requests after a step, and the counters."""
+    news = [
+        (output.id, output.text, output.tokens, output.finish and asdict(output.finish))
+        for output in outputs
+    ]
+    return frame("outputs", outputs=news, counters=asdict(counters))
+
+
+def read_outputs(message: Message) -> list[Output]:
+    """The news of an `outputs` message."""
+    return [
+        Output(id, text, tuple(tokens), finish and read_finish(finish))
+        for id, text, tokens, finish in message["outputs"]
+    ]
+
+
+def read_finish(finish: Message) -> Finish:
+    """The end of a request."""
+    return Finish(**{**finish, "timings": Timings(**finish["timings"])})

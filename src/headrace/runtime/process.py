@@ -1,0 +1,176 @@
+"""The platform's side of an engine process: start it, talk to it, start it again when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import sys
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from pathlib import Path
+
+from .channel import Loaded, Message, frame, parse, read_outputs, read_refusal, request_frame
+from .engine import EngineOptions
+from .request import Counters, Output, Request, RequestRefused
+
+LINE_LIMIT = 256 * 1024 * 1024  # bytes; a step's news of all requests is far below
+RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, by failed starts in a row
+STOP_GRACE = 5.0  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class EngineDied(RuntimeError):
+    """The engine process is not there: it died under the request, or is being started."""
+
+
+class EngineFailed(RuntimeError):
+    """The engine could not load its model; the message says why."""
+
+
+class EngineProcess:
+    """One engine in a process of its own, supervised."""
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        self.path = path
+        self.options = options
+        self.loaded: Loaded | None = None
+        self.counters = Counters(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self.restarts = 0
+        self.process: asyncio.subprocess.Process | None = None
+        self.writer: asyncio.StreamWriter | None = None
+        self.streams: dict[str, asyncio.Queue[Output | Exception]] = {}
+        self.supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the engine takes requests now."""
+        return self.writer is not None
+
+    async def start(self) -> Loaded:
+        """Start the process and wait for its model. Raises EngineFailed."""
+        reader, loaded = await self.launch()
+        self.supervisor = asyncio.create_task(self.supervise(reader))
+        return loaded
+
+    async def generate(self, request: Request) -> AsyncGenerator[Output, None]:
+        """Outputs of one request, the last with its `finish`. Closing early cancels it.
+
+        Raises RequestRefused, or EngineDied. Outputs wait here for a slow reader: at most one a
+        token, so `max_tokens` and the context bound them.
+        """
+        if self.writer is None:
+            raise EngineDied("the engine is being started")
+        news: asyncio.Queue[Output | Exception] = asyncio.Queue()
+        self.streams[request.id] = news
+        try:
+            self.writer.write(request_frame(request))
+            finished = False
+            while not finished:
+                output = await news.get()
+                if isinstance(output, Exception):
+                    raise output
+                finished = output.finish is not None
+                yield output
+        finally:
+            # still known: neither finished nor failed, so the engine has to be told
+            if self.streams.pop(request.id, None) is not None and self.writer is not None:
+                self.writer.write(frame("cancel", id=request.id))
+
+    async def close(self) -> None:
+        """End the process: ask, then insist. Running requests fail."""
+        if self.supervisor is not None:
+            self.supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.supervisor
+        if self.writer is not None:
+            self.writer.write(frame("stop"))
+        await self.end()
+
+    async def launch(self) -> tuple[asyncio.StreamReader, Loaded]:
+        """Start a process and wait until it is ready. Raises EngineFailed."""
+        ours, theirs = socket.socketpair()
+        options = json.dumps({"path": str(self.path), **asdict(self.options)})
+        with theirs:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "headrace.runtime.worker",
+                str(theirs.fileno()),
+                options,
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
+        line = await reader.readline()
+        message = parse(line or frame("failed", message="its process ended"))
+        if message["kind"] == "failed":
+            writer.close()
+            await self.process.wait()
+            raise EngineFailed(f"{self.path} could not be loaded: {message['message']}")
+        self.writer = writer
+        self.loaded = Loaded(**message["loaded"])
+        return reader, self.loaded
+
+    async def supervise(self, reader: asyncio.StreamReader) -> None:
+        """Pass news on while the process lives; start it again when it is gone."""
+        failures = 0
+        while True:
+            await self.listen(reader)
+            await self.end()
+            log.error("the engine process of %s ended; starting it again", self.path)
+            while True:
+                await asyncio.sleep(RESTART_DELAYS[min(failures, len(RESTART_DELAYS) - 1)])
+                try:
+                    reader, _ = await self.launch()
+                except (EngineFailed, OSError):
+                    failures += 1
+                    log.exception("the engine did not start again")
+                else:
+                    break
+            failures = 0
+            self.restarts += 1
+
+    async def listen(self, reader: asyncio.StreamReader) -> None:
+        """Hand messages to the streams they are for, until the channel closes or makes no sense."""
+        try:
+            while line := await reader.readline():
+                self.receive(parse(line))
+        except ConnectionError:
+            return  # killed with unread messages in its socket
+        except Exception:
+            log.exception("the engine process of %s sent nonsense", self.path)
+
+    def receive(self, message: Message) -> None:
+        """One message of the engine."""
+        if message["kind"] == "refused":
+            self.hand(message["id"], read_refusal(message), last=True)
+            return
+        self.counters = Counters(**message["counters"])
+        for output in read_outputs(message):
+            self.hand(output.id, output, last=output.finish is not None)
+
+    def hand(self, id: str, news: Output | RequestRefused, *, last: bool) -> None:
+        """Give one stream its news; of a stream that nobody reads any more there is none."""
+        stream = self.streams.pop(id, None) if last else self.streams.get(id)
+        if stream is not None:
+            stream.put_nowait(news)
+
+    async def end(self) -> None:
+        """Fail what still runs, close the channel, reap the process."""
+        writer, self.writer = self.writer, None
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.put_nowait(EngineDied("the engine process ended while the request ran"))
+        if writer is not None:
+            writer.close()
+        if self.process is not None:
+            try:
+                await asyncio.wait_for(self.process.wait(), STOP_GRACE)
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()
+        self.counters = Counters(0, 0, 0, self.counters.kv_blocks_total, 0, 0, 0, 0, 0)

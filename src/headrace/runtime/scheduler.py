@@ -1,0 +1,111 @@
+"""Continuous batching: which tokens of which sequences run in this step.
+
+Iteration-level scheduling (Orca, OSDI 2022) with prefill in chunks (Sarathi, arXiv 2308.16369):
+one budget of tokens a step; sequences that decode take theirs first, prefill takes what is left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from .kvcache import BlockPool
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the scheduler. `batch_tokens` is at least `sequences`: no decode ever waits."""
+
+    batch_tokens: int = 512
+    sequences: int = 64
+    waiting: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < self.sequences:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) must be at least sequences ({self.sequences})"
+            )
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The next `count` tokens of a sequence; at its end a token is sampled."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the span reaches the sequence's end."""
+        return self.count == self.sequence.pending
+
+
+class Scheduler:
+    """First come, first served; when KV runs out the youngest gives way and is computed again."""
+
+    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+        self.pool = pool
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in order of arrival
+        self.preempted = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; its prompt fits the pool."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended, wherever it is, and free its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self.pool.release(sequence.blocks)
+
+    def schedule(self) -> list[Span]:
+        """Spans of the next step, decodes first; blocks for them are taken."""
+        spans: dict[Sequence, Span] = {}
+        budget = self.limits.batch_tokens
+        for sequence in sorted(self.running, key=lambda running: running.pending > 1):
+            # a sequence that gave its blocks away while this loop ran is waiting again
+            if budget and sequence in self.running and self.make_room(sequence, budget, spans):
+                spans[sequence] = Span(sequence, min(sequence.pending, budget))
+                budget -= spans[sequence].count
+        while budget and self.may_admit():
+            sequence = self.waiting.popleft()
+            self.running.append(sequence)
+            self.pool.grow(sequence.blocks, len(sequence.tokens))
+            spans[sequence] = Span(sequence, min(sequence.pending, budget))
+            budget -= spans[sequence].count
+        return list(spans.values())
+
+    def may_admit(self) -> bool:
+        """Whether the first in the queue can run: its tokens fit, with a block to spare."""
+        if not self.waiting or len(self.running) >= self.limits.sequences:
+            return False
+        needed = self.pool.blocks_for(len(self.waiting[0].tokens))
+        spare = 1 if self.running else 0
+        return needed + spare <= len(self.pool.free)
+
+    def make_room(self, sequence: Sequence, budget: int, spans: dict[Sequence, Span]) -> bool:
+        """Take blocks for the sequence's next span, from younger sequences if need be."""
+        tokens = sequence.computed + min(sequence.pending, budget)
+        while not self.pool.grow(sequence.blocks, tokens):
+            youngest = self.running[-1]
+            self.preempt(youngest)
+            spans.pop(youngest, None)
+            if youngest is sequence:
+                return False
+        return True
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Free a sequence's blocks; it is first in the queue and will be computed again."""
+        self.running.remove(sequence)
+        self.pool.release(sequence.blocks)
+        sequence.computed = 0
+        self.waiting.appendleft(sequence)
+        self.preempted += 1

@@ -1,0 +1,37 @@
+"""The noun of the engine: one request on its way, from its prompt to its last token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .request import SamplingParameters
+from .text.detokenizer import Detokenizer, StopStrings
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`tokens` are the prompt and what was generated; the first `computed` are in the KV cache."""
+
+    id: str
+    tokens: list[int]
+    prompt_tokens: int
+    limit: int  # longest `tokens` may grow
+    sampling: SamplingParameters
+    seed: int
+    detokenizer: Detokenizer
+    stops: StopStrings
+    arrived: float  # seconds, the engine's clock; so are the two below
+    started: float | None = None
+    first_token: float | None = None
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not computed yet: 1 while decoding, more in prefill."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.prompt_tokens

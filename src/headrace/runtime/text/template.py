@@ -1,0 +1,89 @@
+"""Chat templates: Jinja programs that come with a model, run in a sandbox.
+
+The variables and functions offered are those that Hugging Face documents for chat templates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..request import Messages, RequestRefused
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def refuse(message: str) -> NoReturn:
+    """`raise_exception` of a template: it does not accept these messages."""
+    raise TemplateError(message)
+
+
+def to_json(value: Any, indent: int | None = None, **_: Any) -> str:
+    """The `tojson` filter without the HTML escapes that Jinja's own has."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+class ChatTemplate:
+    """A compiled template. `render` gives the text of a conversation, ready for the answer."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.filters["tojson"] = to_json
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: now().strftime(form)
+        self.template = environment.from_string(source)
+        self.tokens = {"bos_token": bos_token, "eos_token": eos_token}
+
+    def render(self, messages: Messages) -> str:
+        """Text of the conversation. Raises RequestRefused where the template does not accept it."""
+        try:
+            return self.template.render(
+                messages=[plain(message) for message in messages],
+                add_generation_prompt=True,
+                **self.tokens,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+            raise RequestRefused(
+                "invalid_value",
+                f"the model's chat template does not accept these messages: {error}",
+                field="messages",
+            ) from error
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """A message whose content is one string: text parts joined, no content as an empty string.
+
+    Raises RequestRefused on a part that is not text: the models served here read text only.
+    """
+    content = message.get("content")
+    if content is None:
+        content = ""
+    elif not isinstance(content, str):
+        content = "".join(part_text(content, index) for index in range(len(content)))
+    return {**message, "content": content}
+
+
+def part_text(parts: Sequence[Any], index: int) -> str:
+    """The text of one content part."""
+    part = parts[index]
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        text: str = part["text"]
+        return text
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    raise RequestRefused("invalid_value", f"content part '{kind}' is not text", field="messages")

@@ -1,0 +1,114 @@
+"""The engine in its own process: `python -m headrace.runtime.worker FD OPTIONS`.
+
+FD is one end of a socket pair that carries `runtime.channel`; OPTIONS is a JSON object with the
+model's `path` and the engine's options. The process ends when the channel closes: an engine never
+outlives the platform that started it, however that one died.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .channel import (
+    Loaded,
+    Message,
+    frame,
+    outputs_frame,
+    parse,
+    read_request,
+    refusal_frame,
+)
+from .engine import Engine, EngineOptions
+from .request import Output, RequestRefused
+from .scheduler import Limits
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Load the model, say so, and serve until the channel closes."""
+    logging.basicConfig(format="engine %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the platform's to handle
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    options = json.loads(sys.argv[2])
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=receive, args=(channel, inbox), daemon=True).start()
+    began = time.monotonic()
+    try:
+        engine = Engine.load(Path(options.pop("path")), engine_options(options))
+    except (ValueError, OSError, MemoryError) as error:
+        channel.sendall(frame("failed", message=str(error) or type(error).__name__))
+        return
+    channel.sendall(frame("ready", loaded=asdict(describe(engine, time.monotonic() - began))))
+    serve(engine, channel, inbox)
+    engine.close()
+
+
+def engine_options(options: dict[str, Any]) -> EngineOptions:
+    """Options from their JSON form."""
+    return EngineOptions(**{**options, "limits": Limits(**options["limits"])})
+
+
+def describe(engine: Engine, seconds: float) -> Loaded:
+    """What was loaded."""
+    return Loaded(
+        name=engine.checkpoint.architecture.name,
+        context=engine.context,
+        backend=type(engine.backend).__module__.split(".")[3],
+        kernels=dict(engine.backend.kernels()),
+        formats=engine.checkpoint.formats,
+        seconds=seconds,
+    )
+
+
+def receive(channel: socket.socket, inbox: queue.SimpleQueue[Message]) -> None:
+    """Read messages as they come; end the process, mid-step if need be, when there is no reader."""
+    with channel.makefile("rb") as lines:
+        for line in lines:
+            inbox.put(parse(line))
+    os._exit(0)
+
+
+def serve(engine: Engine, channel: socket.socket, inbox: queue.SimpleQueue[Message]) -> None:
+    """Step while there is work, sleep while there is none."""
+    while True:
+        changed = False
+        while not inbox.empty() or (engine.idle and not changed):
+            message = inbox.get()
+            if message["kind"] == "stop":
+                return
+            changed = True
+            if message["kind"] == "cancel":
+                engine.cancel(message["id"])
+            else:
+                accept(engine, channel, message)
+        outputs: list[Output] = engine.step()
+        channel.sendall(outputs_frame(outputs, engine.counters()))
+
+
+def accept(engine: Engine, channel: socket.socket, message: Message) -> None:
+    """Take a request in, or say why not; a fault of ours refuses this request alone."""
+    try:
+        engine.submit(read_request(message))
+        return
+    except RequestRefused as refused:
+        reason = refused
+    except Exception:
+        log.exception("request %s could not be taken in", message["id"])
+        reason = RequestRefused("fault", "the engine could not take the request in")
+    channel.sendall(refusal_frame(message["id"], reason))
+
+
+if __name__ == "__main__":
+    main()
