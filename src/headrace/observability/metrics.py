@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -15,6 +16,8 @@ TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60
 ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 CALL_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 MAX_MODELS = 200  # distinct (model, provider) pairs; later ones are counted as `other`
+
+log = logging.getLogger(__name__)
 
 Reading = float | Mapping[str, float]
 
@@ -103,7 +106,7 @@ class Metrics:
 
 
 class _Read(Collector):
-    """A metric whose value is asked for at each scrape."""
+    """A metric whose value is asked for at each scrape; left out where it cannot be read."""
 
     def __init__(
         self,
@@ -117,7 +120,11 @@ class _Read(Collector):
         self._family = family
 
     def collect(self) -> Iterator[Metric]:
-        value = self._read()
+        try:
+            value = self._read()
+        except Exception:
+            log.exception("The metric %s cannot be read.", self._describe[0])
+            return
         if isinstance(value, Mapping):
             metric = self._family(*self._describe, labels=["part"])
             for part, number in value.items():
