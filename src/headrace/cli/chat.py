@@ -82,8 +82,8 @@ def _ask() -> str | None:
 def _print(outputs: Iterable[Output]) -> tuple[str, Finish | None]:
     """Write an answer as it comes; Ctrl-C ends it early. Returns its text and how it ended."""
     text, finish = "", None
-    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(iter(outputs)) as stream:  # type: ignore[type-var]
-        for output in stream:
+    with contextlib.suppress(KeyboardInterrupt):
+        for output in outputs:
             text += output.text
             finish = output.finish
             typer.echo(output.text, nl=False)
