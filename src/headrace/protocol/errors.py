@@ -10,8 +10,10 @@ HeadraceError
     ModelNotFound            404
     NotFound                 404
     MethodNotAllowed         405
+    RequestTimeout           408, the body did not come
     BodyTooLarge             413
     RateLimited              429, with Retry-After
+    RefusedByUpstream        the upstream's own 400, 404, 413 or 422
   ServiceError               our fault or an upstream's, 5xx
     InternalFault            500, carries nothing but the request id
     UpstreamError            502, the upstream said no or broke off
@@ -25,15 +27,13 @@ HeadraceError
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class HeadraceError(Exception):
     """Base of all errors a caller may see."""
 
-    status: ClassVar[int] = 500
-    kind: ClassVar[str] = "server_error"
-    code: ClassVar[str | None] = None
+    status: int = 500
+    kind: str = "server_error"
+    code: str | None = None
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -118,6 +118,13 @@ class MethodNotAllowed(InputError):
     code = "method_not_allowed"
 
 
+class RequestTimeout(InputError):
+    """The caller took too long to send its body."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class BodyTooLarge(InputError):
     """The body is over the configured size."""
 
@@ -131,6 +138,19 @@ class RateLimited(InputError):
     status = 429
     kind = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class RefusedByUpstream(InputError):
+    """A provider found the request itself wrong; its status, message, field and code are kept."""
+
+    code = "refused_by_upstream"
+
+    def __init__(
+        self, message: str, *, status: int, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.code = code if code is not None else RefusedByUpstream.code
 
 
 class ServiceError(HeadraceError):

@@ -1,0 +1,345 @@
+"""Any upstream that speaks OpenAI's chat/completions and completions, over HTTP.
+
+The upstream always streams, whoever asks: first tokens and stalls are seen in either case, and
+the gateway assembles a whole answer itself. Four time-outs are kept apart: `pool` (waiting for a
+free connection), `connect` (name, TCP, TLS), `first_token` (from the request sent to the first
+piece of the answer) and `between_tokens`; time the caller takes to read counts for none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from headrace import __version__
+from headrace.config.schema import Timeouts, UpstreamProvider
+from headrace.protocol.errors import HeadraceError, UpstreamError, UpstreamTimeout
+from headrace.protocol.generation import Event, GenerationRequest, Message
+from headrace.protocol.sse import CONTENT_TYPE, SSEDecoder
+from headrace.providers.openai_chunks import Translator
+from headrace.providers.refusals import error_for, read_refusal, retry_after
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024  # as framed by the upstream
+MAX_ERROR_BYTES = 64 * 1024
+DRAIN = 0.05  # seconds an upstream has to end its answer after saying [DONE]
+
+_encoder = msgspec.json.Encoder()
+
+
+class OpenAIProvider:
+    """A `providers.base.Provider` over one pool of connections.
+
+    `key` is the secret itself; it goes into the Authorization header and nowhere else. `clock`
+    gives Unix seconds (for a Retry-After that is a date), `new_id` names tool calls that the
+    upstream left without an id.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: UpstreamProvider,
+        key: str | None,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: f"call_{secrets.token_hex(12)}",
+    ) -> None:
+        self.name = name
+        self._settings = settings
+        self._key = key
+        self._clock = clock
+        self._new_id = new_id
+        self._slots = asyncio.Semaphore(settings.max_connections)
+        self._session: aiohttp.ClientSession | None = None
+
+    def ready(self) -> bool:
+        """Whether the pool is open."""
+        return self._session is not None
+
+    async def start(self) -> None:
+        """Open the pool; no connection is made yet."""
+        headers = {
+            "Accept": f"{CONTENT_TYPE}, application/json",
+            "Accept-Encoding": "identity",  # a stream that is compressed cannot be bounded
+            "Content-Type": "application/json",
+            "User-Agent": f"headrace/{__version__}",
+        }
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key}"
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_request_sent)
+        self._session = aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(limit=self._settings.max_connections),
+            timeout=aiohttp.ClientTimeout(connect=self._settings.timeouts.connect),
+            cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookies are not another's
+            auto_decompress=False,
+            trust_env=False,
+            trace_configs=[trace],
+        )
+
+    async def close(self) -> None:
+        """Close every connection; running generations fail with UpstreamError."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def generate(self, request: GenerationRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Run `request` on `model`; see `providers.base.Provider`.
+
+        Raises RefusedByUpstream, RateLimited, UpstreamError and UpstreamTimeout.
+        """
+        try:
+            async with contextlib.aclosing(self._generate(request, model)) as events:
+                async for event in events:
+                    yield event
+        except HeadraceError as error:
+            if self._key is not None and self._key in error.message:  # quoted by the upstream
+                error.message = error.message.replace(self._key, "[key]")
+                error.args = (error.message,)
+            raise
+
+    async def _generate(
+        self, request: GenerationRequest, model: str
+    ) -> AsyncGenerator[Event, None]:
+        translator = Translator(self.name, self._new_id)
+        patience = _Patience(self.name, self._settings.timeouts)
+        async with self._slot(), self._answer(request, model, patience) as response:
+            if response.content_type == "application/json":
+                for event in translator.feed(await self._body(response, patience)):
+                    yield event
+            elif response.content_type == CONTENT_TYPE:
+                pieces = SSEDecoder()
+                left = MAX_ANSWER_BYTES
+                done = False
+                while not done:
+                    try:
+                        piece = await self._read(response, patience)
+                    except (UpstreamError, UpstreamTimeout):
+                        if translator.finish_reason is None:
+                            raise
+                        break  # all that matters has come
+                    left -= len(piece)
+                    if left < 0:
+                        raise self._too_large()
+                    done = not piece
+                    for item in pieces.feed(piece) if piece else pieces.finish():
+                        if item.data.strip() == "[DONE]":
+                            done = True
+                            break
+                        for event in translator.feed(item.data):
+                            patience.progress()
+                            yield event
+                        if translator.thinking:
+                            patience.progress()
+            else:
+                raise UpstreamError(
+                    f"Provider '{self.name}' answered with '{response.content_type[:80]}', "
+                    "neither an event stream nor JSON."
+                )
+            for event in translator.end(request):
+                yield event
+            await _drain(response)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """Hold one of the pool's connections."""
+        seconds = self._settings.timeouts.pool
+        try:
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"No connection to provider '{self.name}' became free within {seconds:g} s (pool)."
+            ) from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    @contextlib.asynccontextmanager
+    async def _answer(
+        self, request: GenerationRequest, model: str, patience: _Patience
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The upstream's good answer; its connection is kept only if it was read to the end."""
+        response = await self._ask(request, model, patience)
+        try:
+            if response.status != 200:
+                raise await self._refused(response, patience)
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise UpstreamError(
+                    f"Provider '{self.name}' compressed its answer although asked not to."
+                )
+            yield response
+        finally:
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
+
+    async def _ask(
+        self, request: GenerationRequest, model: str, patience: _Patience
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise UpstreamError(f"Provider '{self.name}' is not running.")
+        path = "/chat/completions" if request.endpoint == "chat" else "/completions"
+        try:
+            async with patience.asking() as limit:
+                return await self._session.post(
+                    self._settings.base_url.rstrip("/") + path,
+                    data=_encoder.encode(self._request_body(request, model)),
+                    allow_redirects=False,
+                    trace_request_ctx=(patience, limit),
+                )
+        except aiohttp.ConnectionTimeoutError:
+            seconds = self._settings.timeouts.connect
+            raise UpstreamTimeout(
+                f"Provider '{self.name}' could not be reached within {seconds:g} s (connect)."
+            ) from None
+        except TimeoutError:
+            raise patience.error() from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._broken(error) from None
+
+    def _request_body(self, request: GenerationRequest, model: str) -> dict[str, Any]:
+        """The request in OpenAI's words. `extra` goes as it came but overrides nothing."""
+        options = request.extra.get("stream_options")
+        body: dict[str, Any] = {
+            **request.extra,
+            "model": model,
+            "stream": True,
+            "stream_options": {
+                **(options if isinstance(options, dict) else {}),
+                "include_usage": True,
+            },
+        }
+        if request.endpoint == "chat":
+            body["messages"] = [_turn(message) for message in request.messages or ()]
+        else:
+            body["prompt"] = request.prompt
+        limit = "max_tokens"
+        if request.endpoint == "chat" and _is_openai(self._settings.base_url):
+            limit = "max_completion_tokens"  # its newer models refuse the old name
+        given = {
+            limit: request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "top_k": request.top_k,
+            "seed": request.seed,
+            "stop": request.stop or None,
+        }
+        body.update((name, value) for name, value in given.items() if value is not None)
+        return body
+
+    async def _read(self, response: aiohttp.ClientResponse, patience: _Patience) -> bytes:
+        """The next bytes of the answer; empty at its end."""
+        try:
+            async with patience.reading():
+                return await response.content.readany()
+        except TimeoutError:
+            raise patience.error() from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise self._broken(error) from None
+
+    async def _body(
+        self, response: aiohttp.ClientResponse, patience: _Patience, limit: int = MAX_ANSWER_BYTES
+    ) -> bytes:
+        """The whole body. Raises UpstreamError if it is over `limit` bytes."""
+        body = bytearray()
+        while piece := await self._read(response, patience):
+            body += piece
+            if len(body) > limit:
+                raise self._too_large()
+        return bytes(body)
+
+    async def _refused(
+        self, response: aiohttp.ClientResponse, patience: _Patience
+    ) -> HeadraceError:
+        try:
+            body = await self._body(response, patience, MAX_ERROR_BYTES)
+        except (UpstreamError, UpstreamTimeout):
+            body = b""  # the status says enough
+        wait = retry_after(response.headers, self._clock)
+        return error_for(self.name, response.status, read_refusal(body), wait)
+
+    def _broken(self, error: Exception) -> UpstreamError:
+        """A connection fault. Only its kind is said: its text may hold the request's headers."""
+        return UpstreamError(
+            f"The connection to provider '{self.name}' failed ({type(error).__name__})."
+        )
+
+    def _too_large(self) -> UpstreamError:
+        return UpstreamError(f"Provider '{self.name}' sent over {MAX_ANSWER_BYTES} bytes.")
+
+
+class _Patience:
+    """How long one call still waits, and for what."""
+
+    def __init__(self, provider: str, timeouts: Timeouts) -> None:
+        self._provider = provider
+        self._timeouts = timeouts
+        self._begun = False
+        self._deadline: float | None = None  # of the wait under way, on the loop's clock
+
+    def asking(self) -> asyncio.Timeout:
+        """Bounds the way to the answer's head. Connecting has its own limit before it."""
+        return asyncio.timeout(None)
+
+    def sent(self, limit: asyncio.Timeout) -> None:
+        """The request is on its way: the wait for the first token begins."""
+        self._deadline = asyncio.get_running_loop().time() + self._timeouts.first_token
+        limit.reschedule(self._deadline)
+
+    def progress(self) -> None:
+        """A piece of the answer came: the next wait begins when the caller wants more."""
+        self._begun = True
+        self._deadline = None
+
+    def reading(self) -> asyncio.Timeout:
+        """Bounds one read of the answer's body."""
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._timeouts.between_tokens
+        return asyncio.timeout_at(self._deadline)
+
+    def error(self) -> UpstreamTimeout:
+        """What to say when the wait was too long."""
+        if self._begun:
+            said = f"was silent for {self._timeouts.between_tokens:g} s (between_tokens)"
+        else:
+            said = f"sent no token within {self._timeouts.first_token:g} s (first_token)"
+        return UpstreamTimeout(f"Provider '{self._provider}' {said}.")
+
+
+async def _request_sent(
+    session: aiohttp.ClientSession, context: Any, params: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    patience, limit = context.trace_request_ctx
+    patience.sent(limit)
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Read the answer's end, so that its connection can serve the next call."""
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(DRAIN):
+            while await response.content.readany():
+                pass
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn = dict(message.extra)
+    for name in ("role", "content", "name", "tool_calls", "tool_call_id"):
+        value = getattr(message, name)
+        if value is not None:
+            turn[name] = value
+    return turn
+
+
+def _is_openai(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    return host == "api.openai.com" or host.endswith(".openai.azure.com")
