@@ -23,7 +23,7 @@ from typing import NamedTuple
 MAGIC = b"HRJ1"
 HEADER = struct.Struct("<4sII")
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
-READ_BYTES = 1024 * 1024
+READ_BYTES = 128 * 1024
 SUFFIX = ".journal"
 
 

@@ -18,7 +18,7 @@ from headrace.observability.journal import MAX_ENTRY_BYTES, Journal, Segment
 from headrace.observability.record import CallRecord
 from headrace.observability.store import CallStore, store_url
 
-BATCH = 256  # records in one transaction
+BATCH = 32  # records in one transaction; more would hold the interpreter from the event loop
 SEGMENT_BYTES = 4 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
 GATHER_SECONDS = 0.1  # how long records are let gather before they are moved
