@@ -1,0 +1,1 @@
+"""The HTTP door: one ASGI application, one pipeline of short stages per call."""

@@ -19,7 +19,8 @@ class Message(Struct, frozen=True, omit_defaults=True):
     """One turn of a conversation.
 
     `content` is a string, a list of content parts as the caller sent them, or None for an
-    assistant turn that only calls tools.
+    assistant turn that only calls tools. `extra` holds the turn's other fields, as they came (such
+    as `reasoning_content`).
     """
 
     role: str
@@ -27,6 +28,7 @@ class Message(Struct, frozen=True, omit_defaults=True):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    extra: dict[str, Any] = {}
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):

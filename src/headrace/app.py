@@ -1,0 +1,153 @@
+"""The one place that wires all rooms from a configuration, and serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from headrace.cache.exact import ExactCache
+from headrace.config.load import Loaded
+from headrace.config.schema import LOCAL, Configuration
+from headrace.config.secrets import resolve
+from headrace.gateway.admission import Admission
+from headrace.gateway.app import build
+from headrace.gateway.services import Services
+from headrace.observability.metrics import Metrics
+from headrace.observability.recorder import Recorder
+from headrace.providers.base import Provider
+from headrace.providers.local import LocalProvider
+from headrace.providers.openai import OpenAIProvider
+from headrace.registry.home import home
+from headrace.router.health import Health
+
+GRACE = 10.0  # seconds that running calls are given when the server stops
+KEEP_ALIVE = 75  # seconds; longer than clients keep an idle connection
+
+
+class App:
+    """The platform: `asgi` answers requests between `start` and `close`."""
+
+    def __init__(self, services: Services, recorder: Recorder) -> None:
+        self.services = services
+        self.recorder = recorder
+        self.asgi: ASGIApp = build(services, lifespan=self._lifespan)
+
+    @classmethod
+    def build(
+        cls,
+        loaded: Loaded,
+        models: Mapping[str, Path],
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> App:
+        """Wire everything. `models` maps the references of local models to their files.
+
+        Raises SecretError where a provider's key cannot be had, OSError or SQLAlchemyError where
+        the call log cannot be opened.
+        """
+        configuration = loaded.configuration
+        providers = _providers(configuration, models, environ)
+        directory = configuration.log.directory
+        recorder = Recorder.open(home() if directory is None else Path(directory).expanduser())
+        admission = Admission(configuration.server.max_concurrent_requests)
+        metrics = Metrics()
+        metrics.watch_lost(lambda: recorder.lost)
+        metrics.gauge("headrace_calls_running", "Calls that run now.", lambda: admission.running)
+        cache = configuration.cache
+        services = Services(
+            configuration=configuration,
+            version=loaded.version,
+            providers=providers,
+            health=Health(clock),
+            record=recorder.record,
+            metrics=metrics,
+            cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
+            admission=admission,
+            clock=clock,
+        )
+        return cls(services, recorder)
+
+    async def start(self) -> None:
+        """Start the providers. Raises what the first that cannot start raises, all closed."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for provider in self.services.providers.values():
+                    group.create_task(provider.start())
+        except ExceptionGroup as errors:
+            await self.close()
+            raise errors.exceptions[0] from None
+
+    async def close(self) -> None:
+        """Let running calls say their end, then release everything; what was recorded is kept."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.services.admission.idle(), GRACE)
+        providers = self.services.providers.values()
+        await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True)
+        await asyncio.to_thread(self.recorder.close)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        await self.start()
+        yield
+        await self.close()
+
+
+def serve(app: App, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM; blocks. Raises what `App.start` raises.
+
+    When told to stop, no call is taken any more and running ones get `GRACE` seconds; those that
+    are not done by then end with an error event.
+    """
+    server = uvicorn.Server(server_config(app.asgi, host, port))
+
+    async def run() -> None:
+        await app.start()  # here and not by the lifespan, so that a failure reaches the caller
+        try:
+            await server.serve()
+        finally:
+            await app.close()
+
+    try:
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(run())
+    except KeyboardInterrupt:
+        return
+
+
+def server_config(asgi: ASGIApp, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn runs the gateway: uvloop, httptools, no log line per call."""
+    return uvicorn.Config(
+        asgi,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=2048,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(GRACE),
+    )
+
+
+def _providers(
+    configuration: Configuration, models: Mapping[str, Path], environ: Mapping[str, str]
+) -> dict[str, Provider]:
+    providers: dict[str, Provider] = {}
+    for name, settings in configuration.providers.items():
+        key = None if settings.key is None else resolve(settings.key, environ)
+        providers[name] = OpenAIProvider(name, settings, key)
+    if any(model.provider == LOCAL for model in configuration.models.values()):
+        providers[LOCAL] = LocalProvider(models, configuration.engine)
+    return providers

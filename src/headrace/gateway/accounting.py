@@ -1,0 +1,121 @@
+"""The record stage: what a call was, in numbers and dollars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from headrace.config.schema import Configuration, Price
+from headrace.gateway.call import Call
+from headrace.gateway.services import Services
+from headrace.observability.record import CallRecord, CallStatus
+from headrace.protocol.errors import HeadraceError
+from headrace.protocol.generation import EngineTimings, Usage
+
+MILLION = 1_000_000
+NOTHING = Usage(prompt_tokens=0, completion_tokens=0)
+
+
+def account(
+    services: Services,
+    call: Call,
+    status: CallStatus,
+    http_status: int,
+    error: HeadraceError | None = None,
+) -> None:
+    """Make the call's record and hand it on. After it the last bytes may be sent."""
+    record = record_of(services, call, status, http_status, error)
+    services.record(record)
+    services.metrics.observe(record)
+
+
+def record_of(
+    services: Services,
+    call: Call,
+    status: CallStatus,
+    http_status: int,
+    error: HeadraceError | None,
+) -> CallRecord:
+    """The record of `call` as it stands."""
+    finished = call.answer.finished
+    if finished is not None:
+        usage = finished.usage
+    elif call.answer.deltas:  # cut short: its usage was never told
+        usage = Usage(0, call.answer.deltas, provenance="estimated")
+    else:
+        usage = NOTHING
+    own = call.cache in ("miss", "off")  # a stored or shared answer was paid for by another
+    served = call.served
+    plan = call.plan
+    content = services.configuration.log.content
+    timings = finished.timings if finished is not None and own else None
+    return CallRecord(
+        id=call.id,
+        started_at=call.started_at,
+        tenant=call.tenant,
+        endpoint=call.endpoint,
+        model=call.model,
+        stream=call.request is not None and call.request.stream,
+        status=status,
+        http_status=http_status,
+        duration=services.clock() - call.started,
+        route=None if plan is None else plan.route,
+        version=services.version,
+        served_model=None if served is None else served.model,
+        provider=None if served is None else served.provider,
+        attempts=tuple(call.execution.attempts) if call.execution is not None and own else (),
+        skipped=() if plan is None else tuple(msgspec.to_builtins(plan.skipped)),
+        cache=call.cache,
+        ttft=None if call.first_delta is None else call.first_delta - call.started,
+        itl=_itl(call, usage) if own else None,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        usage_provenance=None if usage is NOTHING else usage.provenance,
+        cost=_price(services.configuration, call, usage) if own else 0.0,
+        finish_reason=None if finished is None else finished.reason,
+        error=None if error is None else error.message,
+        error_code=None if error is None else error.code or error.kind,
+        engine=None if timings is None else _engine(timings),
+        input=_input(call) if content else None,
+        output=call.answer.content() if content and call.answer.deltas else None,
+    )
+
+
+def cost(price: Price, usage: Usage) -> float:
+    """Dollars for `usage`; each token is priced once, a cached one by its own price if any."""
+    cached_price = price.input if price.cached_input is None else price.cached_input
+    cached = min(usage.cached_tokens, usage.prompt_tokens)
+    return (
+        (usage.prompt_tokens - cached) * price.input
+        + cached * cached_price
+        + usage.completion_tokens * price.output
+    ) / MILLION
+
+
+def _price(configuration: Configuration, call: Call, usage: Usage) -> float:
+    model = None if call.served is None else configuration.models.get(call.served.model)
+    return 0.0 if model is None else cost(model.price, usage)
+
+
+def _itl(call: Call, usage: Usage) -> float | None:
+    """Mean seconds between output tokens, of which a delta may hold several."""
+    if call.first_delta is None or call.last_delta is None or usage.completion_tokens < 2:
+        return None
+    return (call.last_delta - call.first_delta) / (usage.completion_tokens - 1)
+
+
+def _engine(timings: EngineTimings) -> dict[str, float]:
+    return {
+        "queued": timings.queued,
+        "prefill": timings.prefill,
+        "decode": timings.decode,
+    }
+
+
+def _input(call: Call) -> dict[str, Any] | None:
+    if call.request is None:
+        return None
+    fields: dict[str, Any] = msgspec.to_builtins(call.request)
+    return {name: value for name, value in fields.items() if value not in (None, (), [], {})}

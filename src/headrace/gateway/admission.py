@@ -1,0 +1,87 @@
+"""Admission: how many calls run at once, and how large a body may be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers
+from starlette.types import Receive
+
+from headrace.gateway.disconnect import ClientGone
+from headrace.protocol.errors import BodyTooLarge, MalformedBody, Overloaded, RequestTimeout
+
+RETRY_AFTER = 1.0  # seconds
+BODY_TIMEOUT = 60.0  # seconds for a whole body to arrive
+
+
+class Admission:
+    """Counts the calls that run, and refuses at once those over the bound."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.running = 0
+        self._none = asyncio.Event()  # no call runs
+        self._none.set()
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one place. Raises Overloaded where there is none."""
+        if self.running >= self._limit:
+            raise Overloaded(
+                f"The server runs {self._limit} requests already.", retry_after=RETRY_AFTER
+            )
+        self.running += 1
+        self._none.clear()
+        try:
+            yield
+        finally:
+            self.running -= 1
+            if self.running == 0:
+                self._none.set()
+
+    async def idle(self) -> None:
+        """Wait until no call runs."""
+        await self._none.wait()
+
+
+def check_type(headers: Headers) -> None:
+    """Raise MalformedBody unless the body says that it is plain JSON (or says nothing)."""
+    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise MalformedBody("The content-type must be 'application/json'.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise MalformedBody("A content-encoding is not supported; send the body as it is.")
+
+
+async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The whole body, of at most `limit` bytes.
+
+    Raises BodyTooLarge (by the announced length, or else as soon as too much has come),
+    RequestTimeout where it takes too long to come, and ClientGone.
+    """
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > limit:
+                    raise _too_large(limit)
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return b"".join(pieces)
+    except TimeoutError:
+        raise RequestTimeout(f"The body did not arrive within {BODY_TIMEOUT:g} s.") from None
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over the limit of {limit} bytes.")

@@ -1,0 +1,94 @@
+"""The ASGI application: which path leads where, and what every other path says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from headrace.gateway.endpoints import JSON, Endpoints
+from headrace.gateway.lookup import Lookup
+from headrace.gateway.pipeline import Generations
+from headrace.gateway.reply import usable_id
+from headrace.gateway.services import Services
+from headrace.protocol.errors import (
+    HeadraceError,
+    InputError,
+    InternalFault,
+    MethodNotAllowed,
+    NotFound,
+)
+from headrace.protocol.openai_answer import error_body
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+log = logging.getLogger(__name__)
+
+
+def build(
+    services: Services, extra_routes: Sequence[BaseRoute] = (), lifespan: Lifespan | None = None
+) -> ASGIApp:
+    """The gateway over `services`; `extra_routes` come after its own paths."""
+    lookup = Lookup(services)
+    endpoints = Endpoints(services)
+    routes: list[BaseRoute] = [
+        Route("/v1/chat/completions", Generations(services, "chat", lookup), methods=["POST"]),
+        Route("/v1/completions", Generations(services, "completions", lookup), methods=["POST"]),
+        Route("/v1/models", endpoints.models),
+        Route("/v1/models/{name:path}", endpoints.model),
+        Route("/health/live", endpoints.live),
+        Route("/health/ready", endpoints.ready),
+        Route("/metrics", endpoints.metrics),
+        *extra_routes,
+    ]
+
+    def failed(request: Request, error: HeadraceError) -> Response:
+        theirs = usable_id(request.headers.get("x-request-id"))
+        headers = {"x-request-id": theirs or f"req_{services.new_id()}"}
+        return Response(
+            error_body(error), status_code=error.status, headers=headers, media_type=JSON
+        )
+
+    async def on_known(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HeadraceError):
+            raise TypeError("not an error of this platform") from error
+        return failed(request, error)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise TypeError("not an HTTP error") from error
+        path, method = request.url.path, request.method
+        known: HeadraceError
+        if error.status_code == NotFound.status:
+            known = NotFound(f"There is no '{path}' here.")
+        elif error.status_code == MethodNotAllowed.status:
+            known = MethodNotAllowed(f"'{path}' does not take {method}.")
+        else:
+            known = InputError(error.detail)
+        response = failed(request, known)
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+        return response
+
+    async def on_unexpected(request: Request, error: Exception) -> Response:
+        # The server logs the traceback: it is raised again behind this answer.
+        return failed(request, InternalFault())
+
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={
+            HeadraceError: on_known,
+            HTTPException: on_http,
+            Exception: on_unexpected,
+        },
+    )
+    app.router.redirect_slashes = False  # an unknown path is said to be unknown
+    return app

@@ -1,0 +1,116 @@
+"""The attempts of a plan, in order, until one answers.
+
+An attempt may fail over to the next one until its first event, never after: what a client has
+seen is not taken back. Of the caller's own errors only those fail over that speak of one model
+alone (its context is too short, it does not know a field, the upstream does not have it): the
+next model may be able. An upstream's 429 fails over as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+from headrace.gateway.disconnect import close
+from headrace.observability.record import AttemptRecord
+from headrace.protocol.errors import (
+    ContextTooLong,
+    HeadraceError,
+    InvalidField,
+    ModelNotFound,
+    RateLimited,
+    ServiceError,
+    UpstreamError,
+)
+from headrace.protocol.generation import Event, Finished, GenerationRequest
+from headrace.providers.base import Provider
+from headrace.router.health import Health
+from headrace.router.plan import Attempt, Plan
+
+FAILS_OVER = (ServiceError, RateLimited, ContextTooLong, InvalidField, ModelNotFound)
+
+
+class Execution:
+    """One run of a plan. `attempts` and `served` grow as it goes and are complete when its
+    last event comes out."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        plan: Plan,
+        providers: Mapping[str, Provider],
+        health: Health,
+        clock: Callable[[], float],
+    ) -> None:
+        self.attempts: list[AttemptRecord] = []
+        self.served: Attempt | None = None
+        self._request = request
+        self._plan = plan
+        self._providers = providers
+        self._health = health
+        self._clock = clock
+        self._started = clock()
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The events of the first attempt that yields one.
+
+        Raises what that attempt raised after it, or the last attempt's error if none did.
+        """
+        error: HeadraceError = UpstreamError("No provider of this model can be tried now.")
+        for attempt in self._plan.attempts:
+            begun, first = self._clock(), None
+            finished: Finished | None = None
+            failure: BaseException | None = None
+            generation = self._providers[attempt.provider].generate(
+                self._request, attempt.upstream_model
+            )
+            try:
+                async for event in generation:
+                    if first is None:
+                        first = self._clock()
+                        self.served = attempt
+                    if isinstance(event, Finished):
+                        finished = event
+                    else:
+                        yield event
+                if finished is None:
+                    raise UpstreamError("The upstream's answer ended before it was finished.")
+            except HeadraceError as problem:
+                failure = error = problem
+            except BaseException as problem:
+                failure = problem
+                raise
+            finally:
+                await close(generation)
+                self._note(attempt, begun, first, failure)
+            if finished is not None and failure is None:
+                yield finished
+                return
+            if self.served is not None or not isinstance(error, FAILS_OVER):
+                raise error
+        raise error
+
+    def _note(
+        self, attempt: Attempt, begun: float, first: float | None, failure: BaseException | None
+    ) -> None:
+        if failure is None:
+            self._health.succeeded(attempt.provider)
+            message = code = None
+        elif isinstance(failure, HeadraceError):
+            self._health.failed(attempt.provider, failure)
+            message, code = failure.message, failure.code or failure.kind
+        elif isinstance(failure, Exception):
+            message, code = type(failure).__name__, "internal"
+        else:  # cancelled, or closed by the one who listened
+            message, code = "The call was cancelled.", "cancelled"
+        self.attempts.append(
+            AttemptRecord(
+                model=attempt.model,
+                provider=attempt.provider,
+                reason=attempt.reason,
+                started=begun - self._started,
+                duration=self._clock() - begun,
+                ttft=None if first is None else first - begun,
+                error=message,
+                error_code=code,
+            )
+        )

@@ -1,0 +1,32 @@
+"""The record that one call carries through the stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from headrace.gateway.attempts import Execution
+from headrace.observability.record import CacheOutcome
+from headrace.protocol.answer import Answer
+from headrace.protocol.generation import Endpoint, GenerationRequest
+from headrace.router.plan import Attempt, Plan
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One call as far as it has come. Times in seconds; `started` is monotonic, `started_at`
+    Unix time."""
+
+    id: str
+    tenant: str
+    endpoint: Endpoint
+    started: float
+    started_at: float
+    model: str = ""  # as the caller asked
+    request: GenerationRequest | None = None
+    plan: Plan | None = None
+    cache: CacheOutcome = "off"
+    execution: Execution | None = None  # also that of others, where the answer is shared
+    served: Attempt | None = None
+    answer: Answer = field(default_factory=Answer)
+    first_delta: float | None = None  # monotonic, as `last_delta`
+    last_delta: float | None = None

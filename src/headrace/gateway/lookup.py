@@ -1,0 +1,107 @@
+"""The cache stage: a stored answer, a running one to share, or a new execution.
+
+Eligible are deterministic requests (temperature 0, or a seed) and those whose caller says
+`x-headrace-cache: on`; `off` bypasses. Only an answer of the plan's first attempt is stored: a
+fallback's must not stand in for it once it is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Literal
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from headrace.cache.exact import ExactCache
+from headrace.cache.key import cache_key
+from headrace.config.schema import Configuration
+from headrace.gateway.attempts import Execution
+from headrace.gateway.call import Call
+from headrace.gateway.disconnect import Events
+from headrace.gateway.services import Services
+from headrace.protocol.errors import InvalidField
+from headrace.protocol.generation import Event, Finished, GenerationRequest
+from headrace.router.plan import Plan
+
+HEADER = "x-headrace-cache"
+
+Wish = Literal["on", "off"] | None
+
+
+def wish_of(header: str | None) -> Wish:
+    """What the caller wants of the cache. Raises InvalidField."""
+    if header is None:
+        return None
+    value = header.strip().lower()
+    if value == "on":
+        return "on"
+    if value == "off":
+        return "off"
+    raise InvalidField(HEADER, "expected 'on' or 'off'.")
+
+
+class Lookup:
+    """Finds the events of a call: stored, shared or new."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        # What the listeners of a flight need to know of it, for as long as it flies.
+        self._executions: WeakValueDictionary[bytes, Execution] = WeakValueDictionary()
+
+    def find(self, call: Call, request: GenerationRequest, plan: Plan, wish: Wish) -> Events:
+        """The events of the call's answer; says on the call where they come from."""
+        services = self._services
+        cache = services.cache
+        execution = Execution(request, plan, services.providers, services.health, services.clock)
+        if cache is None or wish == "off" or not (wish == "on" or request.deterministic):
+            call.execution = execution
+            return execution.events()
+        key = cache_key(request, identity(plan, services.configuration), call.tenant)
+        stored = cache.get(key)
+        if stored is not None:
+            call.cache = "hit"
+            call.served = plan.attempts[0]
+            return _replay(stored)
+        shared = services.flights.join(key, lambda: _remembered(execution, plan, cache, key))
+        if shared.leader:
+            self._executions[key] = execution
+        call.cache = "miss" if shared.leader else "shared"
+        call.execution = self._executions.get(key)
+        return shared
+
+
+def identity(plan: Plan, configuration: Configuration) -> str:
+    """What answers a plan: its attempts in order, with all that configures them."""
+    return msgspec.json.encode(
+        [
+            (
+                attempt.provider,
+                attempt.upstream_model,
+                configuration.models.get(attempt.model),
+                configuration.providers.get(attempt.provider),
+            )
+            for attempt in plan.attempts
+        ]
+    ).decode()
+
+
+async def _replay(events: tuple[Event, ...]) -> AsyncGenerator[Event, None]:
+    for event in events:
+        yield event
+
+
+async def _remembered(
+    execution: Execution, plan: Plan, cache: ExactCache, key: bytes
+) -> AsyncGenerator[Event, None]:
+    events: list[Event] = []
+    generation = execution.events()
+    try:
+        async for event in generation:
+            events.append(event)
+            # Before the last event is out: who has seen it may leave, and end this with it.
+            if isinstance(event, Finished) and execution.served is plan.attempts[0]:
+                cache.put(key, tuple(events))
+            yield event
+    finally:
+        await generation.aclose()

@@ -1,0 +1,124 @@
+"""The way of one call through the gateway, top to bottom.
+
+read -> parse -> plan -> look up -> attempts -> frame -> record. Each stage is a plain function
+over one `Call`; how a call ends, well or not, is decided here and nowhere else. Its record is
+written before the last bytes of the answer are sent: a call whose end a client saw is on record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from headrace.gateway.accounting import account
+from headrace.gateway.admission import check_type, read_body
+from headrace.gateway.call import Call
+from headrace.gateway.disconnect import ClientGone, client_present, close
+from headrace.gateway.frames import collect, heartbeats, stream
+from headrace.gateway.lookup import HEADER, Lookup, wish_of
+from headrace.gateway.reply import Reply, decision_headers, usable_id
+from headrace.gateway.services import Services
+from headrace.protocol import openai
+from headrace.protocol.errors import HeadraceError, InternalFault, Overloaded
+from headrace.protocol.generation import Endpoint, GenerationRequest
+from headrace.protocol.json import decode_object
+from headrace.router.select import plan
+
+TENANT = "default"
+CLIENT_CLOSED = 499  # what the record says where no status was sent
+REMEMBERED_IDS = 4096  # callers' own request ids that are not taken twice
+
+log = logging.getLogger(__name__)
+
+
+class Generations:
+    """The ASGI application of one generating endpoint."""
+
+    def __init__(self, services: Services, endpoint: Endpoint, lookup: Lookup) -> None:
+        self._services = services
+        self._endpoint = endpoint
+        self._lookup = lookup
+        self._taken: OrderedDict[str, None] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call, whatever happens."""
+        services = self._services
+        headers = Headers(scope=scope)
+        call = Call(
+            id=self._id(headers),
+            tenant=TENANT,
+            endpoint=self._endpoint,
+            started=services.clock(),
+            started_at=services.wall(),
+        )
+        reply = Reply(send)
+        error: HeadraceError
+        try:
+            with services.admission.slot():
+                last = await self._run(call, headers, receive, reply)
+                account(services, call, "ok", 200)
+                if reply.started:
+                    await reply.end(last)
+                else:
+                    await reply.whole(200, decision_headers(call), last)
+                return
+        except ClientGone:
+            account(services, call, "cancelled", 200 if reply.started else CLIENT_CLOSED)
+            return
+        except HeadraceError as problem:
+            error = problem
+        except asyncio.CancelledError:  # the server stops, and has waited long enough
+            error = Overloaded("The server is shutting down.", retry_after=1.0)
+        except Exception:
+            log.exception("Call %s failed.", call.id)
+            error = InternalFault(f"The server had an internal error. Request id: {call.id}.")
+        if not reply.complete:
+            account(services, call, "error", 200 if reply.started else error.status, error)
+            await reply.fail(decision_headers(call), error)
+
+    async def _run(self, call: Call, headers: Headers, receive: Receive, reply: Reply) -> bytes:
+        """All stages up to the last bytes of the answer, which are left to send."""
+        services = self._services
+        check_type(headers)
+        body = await read_body(headers, receive, services.configuration.server.max_body_bytes)
+        call.request = request = parse(call, body)
+        wish = wish_of(headers.get(HEADER))
+        call.plan = plan(
+            request, services.configuration, services.version, services.health.snapshot()
+        )
+        events = self._lookup.find(call, request, call.plan, wish)
+        try:
+            with client_present(receive):
+                if not request.stream:
+                    return await collect(services, call, events)
+                with heartbeats(reply, services.heartbeat):
+                    return await stream(
+                        services, call, events, reply, include_usage=request.include_usage
+                    )
+        finally:
+            await close(events)
+
+    def _id(self, headers: Headers) -> str:
+        """The caller's id where it is usable and new here: an id names one record."""
+        theirs = usable_id(headers.get("x-request-id"))
+        if theirs is None or theirs in self._taken:
+            return f"req_{self._services.new_id()}"
+        self._taken[theirs] = None
+        if len(self._taken) > REMEMBERED_IDS:
+            self._taken.popitem(last=False)
+        return theirs
+
+
+def parse(call: Call, body: bytes) -> GenerationRequest:
+    """The parse stage: the request in `body`. Raises MalformedBody or InvalidField."""
+    fields = decode_object(body)
+    model = fields.get("model")
+    if isinstance(model, str):
+        call.model = model[:256]  # also on the record of a body that is refused below
+    if call.endpoint == "chat":
+        return openai.chat_request(fields)
+    return openai.completion_request(fields)

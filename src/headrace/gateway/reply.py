@@ -1,0 +1,99 @@
+"""What goes out to one client: ASGI messages and the headers that say what was decided."""
+
+from __future__ import annotations
+
+import math
+import re
+from urllib.parse import quote
+
+from starlette.types import Send
+
+from headrace.gateway.call import Call
+from headrace.protocol import sse
+from headrace.protocol.errors import HeadraceError
+from headrace.protocol.openai_answer import error_body
+
+JSON = "application/json"
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_CALLERS_ID = re.compile(r"[\x21-\x7e]{1,64}")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def usable_id(header: str | None) -> str | None:
+    """The caller's own request id where it is short and printable."""
+    return header if header is not None and _CALLERS_ID.fullmatch(header) else None
+
+
+class Reply:
+    """One response: whole, or a stream whose headers go out with its first bytes."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.complete = False
+        self.writes = 0  # how many times frames were sent
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send everything at once."""
+        headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
+        self.started = self.complete = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def open_stream(self, headers: Headers) -> None:
+        """Send the headers of a stream of events; from here on the status cannot change."""
+        headers += [
+            (b"content-type", sse.CONTENT_TYPE.encode()),
+            (b"cache-control", b"no-cache, no-transform"),
+            (b"x-accel-buffering", b"no"),  # nginx would hold events back
+        ]
+        self.started = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def write(self, frames: bytes) -> None:
+        """Send frames; waits while the connection has no room."""
+        self.writes += 1
+        await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+
+    async def end(self, frames: bytes) -> None:
+        """Send the last frames."""
+        self.complete = True
+        await self._send({"type": "http.response.body", "body": frames})
+
+    async def fail(self, headers: Headers, error: HeadraceError) -> None:
+        """Tell the client of `error`: by status and body, or in band where the headers are out.
+
+        A broken stream carries an error event, no finish reason and no [DONE].
+        """
+        if self.complete:
+            return
+        body = error_body(error)
+        if self.started:
+            await self.end(sse.data_frame(body))
+            return
+        if error.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % math.ceil(max(error.retry_after, 0))))
+        await self.whole(error.status, headers, body)
+
+
+def decision_headers(call: Call) -> Headers:
+    """The request id, and what has been decided about the call so far."""
+    headers = [(b"x-request-id", call.id.encode("ascii"))]
+    if call.served is not None:
+        headers += [
+            (b"x-headrace-model", header_value(call.served.model)),
+            (b"x-headrace-provider", header_value(call.served.provider)),
+        ]
+    if call.plan is not None:
+        route = f"{call.plan.route}@{call.plan.version}"
+        headers += [
+            (b"x-headrace-route", header_value(route)),
+            (b"x-headrace-cache", call.cache.encode()),
+        ]
+    return headers
+
+
+def header_value(text: str) -> bytes:
+    """`text` as a header's value; what cannot stand in one is percent-encoded."""
+    return quote(text, safe=_PRINTABLE).encode("ascii")

@@ -1,0 +1,238 @@
+"""OpenAI's wire format, inwards: bodies of chat/completions and completions.
+
+Source: the OpenAI API reference (chat completions, completions, errors). What goes out is in
+`protocol.openai_answer`.
+
+One choice of text and tool calls is what an answer can carry here, so fields that ask for more
+(`n` over 1, log-probabilities, legacy function calls) are refused by name and never ignored. All
+other fields that this module does not know go to `extra`; null counts as not given.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from headrace.protocol.errors import InvalidField
+from headrace.protocol.generation import GenerationRequest, Message
+from headrace.protocol.json import check_bounds
+
+MAX_STOP_SEQUENCES = 4
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+Token = Annotated[int, Meta(ge=0, lt=2**31)]
+TokenCount = Annotated[int, Meta(ge=1, lt=2**31)]
+Body = TypeVar("Body", bound="_Sampling")
+
+
+class _StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class _Function(Struct):
+    name: str
+    arguments: str
+
+
+class _ToolCall(Struct):
+    id: str
+    type: str = "function"
+    function: _Function | None = None
+
+
+class _Turn(Struct):
+    role: Role
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class _Sampling(Struct, kw_only=True):
+    """The fields that both endpoints share."""
+
+    model: ModelName
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+
+
+class _ChatBody(_Sampling, kw_only=True):
+    messages: Annotated[list[_Turn], Meta(min_length=1)]
+
+
+class _CompletionBody(_Sampling, kw_only=True):
+    prompt: str | list[Any]
+
+
+_CHAT_FIELDS = frozenset(_ChatBody.__struct_fields__)
+_COMPLETION_FIELDS = frozenset(_CompletionBody.__struct_fields__)
+_TURN_FIELDS = frozenset(_Turn.__struct_fields__)
+
+# Fields that would change the shape of the answer, and the values at which they do not.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "functions": ([],),
+    "function_call": ("none",),
+    "modalities": (["text"], []),
+}
+
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?:\.)?(?P<path>[^`]*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
+
+
+def chat_request(fields: dict[str, Any]) -> GenerationRequest:
+    """The request in a chat/completions body. Raises InvalidField."""
+    body = _convert(fields, _ChatBody)
+    messages = tuple(
+        _message(f"messages[{place}]", turn, raw)
+        for place, (turn, raw) in enumerate(zip(body.messages, fields["messages"], strict=True))
+    )
+    return _request(body, _extra(fields, _CHAT_FIELDS), messages=messages)
+
+
+def completion_request(fields: dict[str, Any]) -> GenerationRequest:
+    """The request in a completions body. Raises InvalidField."""
+    body = _convert(fields, _CompletionBody)
+    return _request(body, _extra(fields, _COMPLETION_FIELDS), prompt=_prompt(body.prompt))
+
+
+def _request(
+    body: _Sampling,
+    extra: dict[str, Any],
+    messages: tuple[Message, ...] | None = None,
+    prompt: str | tuple[int, ...] | None = None,
+) -> GenerationRequest:
+    if None not in (body.max_tokens, body.max_completion_tokens) and (
+        body.max_tokens != body.max_completion_tokens
+    ):
+        raise InvalidField(
+            "max_tokens", "expected the same value as 'max_completion_tokens', or only one of them."
+        )
+    options = body.stream_options
+    return GenerationRequest(
+        endpoint="completions" if messages is None else "chat",
+        model=body.model,
+        messages=messages,
+        prompt=prompt,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=0 if body.top_k == -1 else body.top_k,
+        seed=body.seed,
+        stop=_stop(body.stop),
+        stream=bool(body.stream),
+        include_usage=bool(body.stream and options is not None and options.include_usage),
+        extra=extra,
+    )
+
+
+def _message(path: str, turn: _Turn, raw: dict[str, Any]) -> Message:
+    content = turn.content
+    if content is None:
+        if turn.role != "assistant":
+            raise InvalidField(f"{path}.content", "expected a string or a list of content parts.")
+        if not turn.tool_calls:
+            raise InvalidField(f"{path}.content", "expected content or tool_calls.")
+    elif not isinstance(content, str):
+        _check_parts(f"{path}.content", content)
+    if turn.role == "tool" and turn.tool_call_id is None:
+        raise InvalidField(f"{path}.tool_call_id", "expected the id of the call this answers.")
+    extra: dict[str, Any] = {}
+    for name, value in raw.items():
+        if name not in _TURN_FIELDS and value is not None and value != []:
+            check_bounds(f"{path}.{name}", value)
+            extra[name] = value
+    if turn.tool_calls:
+        check_bounds(f"{path}.tool_calls", raw["tool_calls"])
+    return Message(
+        role=turn.role,
+        content=content,
+        name=turn.name,
+        tool_calls=raw["tool_calls"] if turn.tool_calls else None,
+        tool_call_id=turn.tool_call_id,
+        extra=extra,
+    )
+
+
+def _check_parts(path: str, parts: list[dict[str, Any]]) -> None:
+    if not parts:
+        raise InvalidField(path, "expected at least one content part.")
+    check_bounds(path, parts)
+    for place, part in enumerate(parts):
+        if not isinstance(part.get("type"), str):
+            raise InvalidField(f"{path}[{place}].type", "expected a string such as 'text'.")
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise InvalidField(f"{path}[{place}].text", "expected a string.")
+
+
+def _prompt(prompt: str | list[Any]) -> str | tuple[int, ...]:
+    if isinstance(prompt, str):
+        return prompt
+    if prompt and isinstance(prompt[0], str | list):
+        if len(prompt) > 1:
+            raise InvalidField("prompt", f"expected one prompt, got {len(prompt)}.")
+        return _prompt(prompt[0])
+    if not prompt:
+        raise InvalidField("prompt", "expected text or token ids, got an empty list.")
+    try:
+        return msgspec.convert(prompt, tuple[Token, ...])
+    except msgspec.ValidationError:
+        raise InvalidField("prompt", "expected a string or a list of token ids.") from None
+
+
+def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    sequences = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(sequences) > MAX_STOP_SEQUENCES:
+        raise InvalidField(
+            "stop", f"expected at most {MAX_STOP_SEQUENCES} sequences, got {len(sequences)}."
+        )
+    if "" in sequences:
+        raise InvalidField("stop", "expected sequences that are not empty.")
+    return sequences
+
+
+def _extra(fields: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    extra: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in known or value is None:
+            continue
+        allowed = _FIXED.get(name)
+        if allowed is None:
+            check_bounds(name, value)
+            extra[name] = value
+        elif value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+            raise InvalidField(name, f"only {allowed[0]!r} is supported.")
+    return extra
+
+
+def _convert(fields: dict[str, Any], body: type[Body]) -> Body:
+    try:
+        return msgspec.convert(fields, body)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(str(error)) from None
+
+
+def _invalid_field(problem: str) -> InvalidField:
+    """Msgspec says `what - at `$.path``; the caller gets the path as the field."""
+    match = _AT.match(problem)
+    what, path = (match["what"], match["path"] or "") if match else (problem, "")
+    missing = _MISSING.match(what)
+    if missing:
+        path = f"{path}.{missing['name']}" if path else missing["name"]
+        return InvalidField(path, "this field is required.")
+    return InvalidField(path or "body", what[:1].lower() + what[1:].replace("`", "") + ".")
