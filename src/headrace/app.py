@@ -13,6 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from headrace import console
 from headrace.cache.exact import ExactCache
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
@@ -38,7 +39,10 @@ class App:
     def __init__(self, services: Services, recorder: Recorder) -> None:
         self.services = services
         self.recorder = recorder
-        self.asgi: ASGIApp = build(services, lifespan=self._lifespan)
+        self.stopping: Callable[[], bool] = lambda: False  # whether the server winds down
+        server = services.configuration.server
+        page = console.routes(recorder.store, server.host, lambda: self.stopping())
+        self.asgi: ASGIApp = build(services, page, self._lifespan)
 
     @classmethod
     def build(
@@ -107,6 +111,7 @@ def serve(app: App, host: str, port: int) -> None:
     are not done by then end with an error event.
     """
     server = uvicorn.Server(server_config(app.asgi, host, port))
+    app.stopping = lambda: server.should_exit
 
     async def run() -> None:
         await app.start()  # here and not by the lifespan, so that a failure reaches the caller

@@ -47,8 +47,11 @@ class Admission:
 
 
 def check_type(headers: Headers) -> None:
-    """Raise MalformedBody unless the body says that it is plain JSON (or says nothing)."""
-    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    """Raise MalformedBody unless the body says that it is plain JSON.
+
+    It has to say so: a web page can send other types, or none, to any address without asking.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise MalformedBody("The content-type must be 'application/json'.")
     if headers.get("content-encoding", "identity").lower() != "identity":

@@ -3,7 +3,8 @@
 An attempt may fail over to the next one until its first event, never after: what a client has
 seen is not taken back. Of the caller's own errors only those fail over that speak of one model
 alone (its context is too short, it does not know a field, the upstream does not have it): the
-next model may be able. An upstream's 429 fails over as well.
+next model may be able. A refusal for any other reason (a content policy, say) stands. An
+upstream's 429 fails over.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from headrace.protocol.errors import (
     HeadraceError,
     InvalidField,
     ModelNotFound,
+    NotFound,
     RateLimited,
+    RefusedByUpstream,
     ServiceError,
     UpstreamError,
 )
@@ -26,7 +29,25 @@ from headrace.providers.base import Provider
 from headrace.router.health import Health
 from headrace.router.plan import Attempt, Plan
 
-FAILS_OVER = (ServiceError, RateLimited, ContextTooLong, InvalidField, ModelNotFound)
+# Codes by which an upstream's refusal speaks of one model alone.
+ABOUT_ONE_MODEL = frozenset(
+    {
+        "context_length_exceeded",
+        "model_not_found",
+        "unsupported_parameter",
+        "unsupported_value",
+        "unknown_parameter",
+    }
+)
+
+
+def fails_over(error: HeadraceError) -> bool:
+    """Whether the next attempt may be able where this one failed before its first event."""
+    if isinstance(error, RefusedByUpstream):
+        return error.status == NotFound.status or error.code in ABOUT_ONE_MODEL
+    return isinstance(
+        error, ServiceError | RateLimited | ContextTooLong | InvalidField | ModelNotFound
+    )
 
 
 class Execution:
@@ -85,7 +106,7 @@ class Execution:
             if finished is not None and failure is None:
                 yield finished
                 return
-            if self.served is not None or not isinstance(error, FAILS_OVER):
+            if self.served is not None or not fails_over(error):
                 raise error
         raise error
 

@@ -22,7 +22,7 @@ HeadraceError
     UpstreamTimeout          504
 
 `str(error)` is safe to show to a caller. A dialect turns an error into its own body shape
-(`protocol.openai.error_body`).
+(`protocol.openai_answer.error_body`).
 """
 
 from __future__ import annotations
