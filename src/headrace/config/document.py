@@ -74,7 +74,9 @@ class _Loader(yaml.SafeLoader):
                 problem="anchors and aliases are not supported; write the value out",
                 problem_mark=mark,
             )
-        if self.depth > MAX_DEPTH:
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="tags are not supported", problem_mark=mark)
+        if self.depth >= MAX_DEPTH:
             raise yaml.MarkedYAMLError(
                 problem=f"expected at most {MAX_DEPTH} levels of nesting",
                 problem_mark=mark,
