@@ -48,7 +48,56 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
     """
-    return from_directory(path) if path.is_dir() else from_file(path)
+    try:
+        checkpoint = from_directory(path) if path.is_dir() else from_file(path)
+        check_shapes(checkpoint.architecture, checkpoint.weights)
+    except WeightsError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        # A value of a wrong type or range somewhere in the description: the file is at fault.
+        raise WeightsError(f"{path} does not describe a model: {error!r}") from error
+    return checkpoint
+
+
+def check_shapes(model: Architecture, weights: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError on a weight that is missing or is not the shape the model says."""
+    if model.layers > len(weights):
+        raise WeightsError(f"{model.layers} layers, but only {len(weights)} weights")
+    queries, keys = model.heads * model.head_size, model.kv_heads * model.head_size
+    if model.heads % model.kv_heads:
+        raise WeightsError(f"{model.heads} heads do not share {model.kv_heads} key/value heads")
+    if len(model.rope.frequencies) * 2 > model.head_size:
+        raise WeightsError("RoPE turns more values than a head has")
+    in_layer = {
+        "attention.norm": (1, model.width),
+        "attention.query": (queries, model.width),
+        "attention.key": (keys, model.width),
+        "attention.value": (keys, model.width),
+        "attention.output": (model.width, queries),
+        "mlp.norm": (1, model.width),
+        "mlp.gate": (model.gate_width, model.width),
+        "mlp.up": (model.gate_width, model.width),
+        "mlp.down": (model.width, model.gate_width),
+    }
+    if model.attention_bias:
+        in_layer["attention.query.bias"] = (1, queries)
+        in_layer["attention.key.bias"] = in_layer["attention.value.bias"] = (1, keys)
+    expected = {
+        f"layers.{layer}.{name}": shape
+        for layer in range(model.layers)
+        for name, shape in in_layer.items()
+    }
+    expected |= {"embedding": (model.vocabulary, model.width), "norm": (1, model.width)}
+    if not model.tied_embeddings:
+        expected["output"] = (model.vocabulary, model.width)
+    for name, shape in expected.items():
+        tensor = weights.get(name)
+        if tensor is None:
+            raise WeightsError(f"the weight {name} is missing")
+        if (tensor.rows, tensor.columns) != shape:
+            raise WeightsError(f"the weight {name} is {(tensor.rows, tensor.columns)}, not {shape}")
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise WeightsError(f"the model does not use the weight {extra[0]}")
 
 
 def from_file(path: Path) -> Checkpoint:

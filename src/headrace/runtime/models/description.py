@@ -41,6 +41,8 @@ def from_gguf(file: GGUF) -> Architecture:
     width, heads = need("embedding_length"), need("attention.head_count")
     head_size = about.get("llama.attention.key_length", width // heads)
     rotated = about.get("llama.rope.dimension_count", head_size)
+    if rotated > head_size or head_size > width:
+        raise WeightsError(f"heads of {head_size} with {rotated} rotated, in a width of {width}")
     angles = frequencies(about.get("llama.rope.freq_base", 10_000.0), rotated // 2)
     scaling = about.get("llama.rope.scaling.type", "none")
     if scaling == "linear":

@@ -100,6 +100,8 @@ def vocabulary_from_gguf(about: Mapping[str, Any]) -> Vocabulary:
     else:
         raise WeightsError(f"tokenizer model '{kind}'; supported: gpt2, llama")
     types: Sequence[int] = about.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if len(types) != len(tokens):
+        raise WeightsError(f"{len(types)} token types for {len(tokens)} tokens")
     specials = [token for token, type in zip(tokens, types, strict=True) if type == CONTROL]
     literals = [token for token, type in zip(tokens, types, strict=True) if type == USER_DEFINED]
     encoder.add_special_tokens([AddedToken(token, normalized=False) for token in specials])

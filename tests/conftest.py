@@ -1,0 +1,37 @@
+"""Fixtures that several rooms share: the real model, a tiny one, a free port."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from headrace.registry.pull import pull
+from tests.fakes.model import write_tiny_gguf
+
+# A shared machine may be slow at any moment: time is measured in benchmarks, not here.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1; pulled once and kept between runs."""
+    return pull("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers over bytes; loads in milliseconds."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

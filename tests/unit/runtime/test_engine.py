@@ -1,0 +1,181 @@
+"""The engine as its users see it, over a tiny model on the reference backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from headrace.runtime.backends.base import Batch, Sampled
+from headrace.runtime.engine import Completion, Engine, EngineOptions
+from headrace.runtime.request import Output, Request, RequestRefused, SamplingParameters
+from headrace.runtime.scheduler import Limits
+
+GREEDY = SamplingParameters(temperature=0, max_tokens=24, ignore_eos=True)
+PROMPTS = ("Once upon a time", "x", "A rather longer prompt, to be chunked. " * 3, "Tell me: ")
+
+
+@pytest.fixture
+def engine(tiny: Path) -> Iterator[Engine]:
+    options = EngineOptions(
+        backend="reference", kv_tokens=1024, block_size=8, limits=Limits(16, 4, 8)
+    )
+    with Engine.load(tiny, options) as loaded:
+        yield loaded
+
+
+def drain(engine: Engine) -> dict[str, Completion]:
+    """Step until nothing is left; what each request got."""
+    news: dict[str, list[Output]] = {}
+    while not engine.idle:
+        for output in engine.step():
+            news.setdefault(output.id, []).append(output)
+    done = {}
+    for id, outputs in news.items():
+        finish = outputs[-1].finish
+        assert finish is not None
+        tokens = tuple(token for output in outputs for token in output.tokens)
+        done[id] = Completion("".join(output.text for output in outputs), tokens, finish)
+    return done
+
+
+def test_requests_in_one_batch_get_what_they_get_alone(engine: Engine) -> None:
+    alone = [engine.generate(prompt, GREEDY).tokens for prompt in PROMPTS]
+    for index, prompt in enumerate(PROMPTS):
+        engine.submit(Request(str(index), prompt, GREEDY))
+    together = drain(engine)
+    assert [together[str(index)].tokens for index in range(len(PROMPTS))] == alone
+    assert engine.counters().kv_blocks_used == 0
+
+
+def test_a_seed_gives_the_same_tokens_whatever_else_runs(engine: Engine) -> None:
+    seeded = replace(GREEDY, temperature=1.0, seed=11)
+    alone = engine.generate("Roll the dice", seeded)
+    engine.submit(Request("other", "Something else", replace(GREEDY, temperature=1.0)))
+    engine.submit(Request("same", "Roll the dice", seeded))
+    assert drain(engine)["same"].tokens == alone.tokens
+    assert engine.generate("Roll the dice", replace(seeded, seed=12)).tokens != alone.tokens
+
+
+def test_a_preempted_request_goes_on_where_it_was(tiny: Path, engine: Engine) -> None:
+    alone = [engine.generate(prompt, GREEDY).tokens for prompt in PROMPTS]
+    tight = EngineOptions(backend="reference", kv_tokens=160, block_size=8, limits=Limits(16, 4))
+    with Engine.load(tiny, tight) as small:
+        for index, prompt in enumerate(PROMPTS):
+            small.submit(Request(str(index), prompt, GREEDY))
+        together = drain(small)
+        assert small.counters().preempted > 0
+    assert [together[str(index)].tokens for index in range(len(PROMPTS))] == alone
+
+
+def test_usage_counts_prompt_and_answer(engine: Engine) -> None:
+    finish = engine.generate("12345", GREEDY).finish
+    assert (finish.prompt_tokens, finish.completion_tokens, finish.reason) == (5, 24, "length")
+
+
+def test_a_stop_string_ends_the_text_before_itself(engine: Engine) -> None:
+    whole = engine.generate("Once", GREEDY).text
+    stop = whole[5:7]
+    stopped = engine.generate("Once", replace(GREEDY, stop=(stop,)))
+    assert stopped.text == whole[: whole.index(stop)]
+    assert stopped.finish.reason == "stop"
+
+
+def test_the_end_token_ends_the_answer_and_does_not_show(engine: Engine) -> None:
+    whole = engine.generate("Once", GREEDY).tokens
+    vocabulary = engine.checkpoint.vocabulary
+    vocabulary.end_ids = frozenset({whole[3]})
+    ended = engine.generate("Once", replace(GREEDY, ignore_eos=False))
+    assert ended.tokens == whole[: whole.index(whole[3]) + 1]
+    assert ended.finish.reason == "stop"
+
+
+def test_a_prompt_that_cannot_fit_is_refused_with_both_numbers(engine: Engine) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        engine.submit(Request("long", "y" * 600, GREEDY))
+    assert refused.value.code == "context_too_long"
+    assert refused.value.details == {"limit": 512, "tokens": 600}
+    assert engine.idle
+
+
+def test_the_context_ends_a_generation_that_nothing_else_does(engine: Engine) -> None:
+    finish = engine.generate("z" * 500, replace(GREEDY, max_tokens=None)).finish
+    assert (finish.reason, finish.completion_tokens) == ("length", 12)
+
+
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [
+        ("max_tokens", SamplingParameters(max_tokens=0)),
+        ("temperature", SamplingParameters(temperature=-1)),
+        ("temperature", SamplingParameters(temperature=float("nan"))),
+        ("top_p", SamplingParameters(top_p=0)),
+        ("top_p", SamplingParameters(top_p=1.5)),
+        ("top_k", SamplingParameters(top_k=-1)),
+        ("stop", SamplingParameters(stop=("",))),
+    ],
+)
+def test_a_parameter_without_meaning_is_refused_by_name(
+    engine: Engine, field: str, asked: SamplingParameters
+) -> None:
+    with pytest.raises(RequestRefused, match=field):
+        engine.submit(Request("odd", "Hi", asked))
+
+
+@pytest.mark.parametrize("prompt", ["", [], [5000], [-1], ["a"]])
+def test_a_prompt_without_meaning_is_refused(engine: Engine, prompt: list[int]) -> None:
+    with pytest.raises(RequestRefused):
+        engine.submit(Request("odd", prompt, GREEDY))
+
+
+def test_a_full_queue_refuses_at_once(engine: Engine) -> None:
+    for index in range(8):
+        engine.submit(Request(str(index), "Hi", GREEDY))
+    with pytest.raises(RequestRefused) as refused:
+        engine.submit(Request("late", "Hi", GREEDY))
+    assert refused.value.code == "busy"
+    assert len(drain(engine)) == 8
+
+
+def test_a_cancelled_request_frees_its_blocks_at_once(engine: Engine) -> None:
+    engine.submit(Request("gone", "Hi", GREEDY))
+    engine.submit(Request("stays", "Hi", GREEDY))
+    engine.step()
+    assert engine.cancel("gone")
+    assert not engine.cancel("gone")
+    assert engine.counters().running == 1
+    assert drain(engine).keys() == {"stays"}
+    assert engine.counters().kv_blocks_used == 0
+
+
+def test_closing_a_stream_cancels_its_request(engine: Engine) -> None:
+    stream = engine.stream("Hi", GREEDY)
+    next(stream)
+    assert not engine.idle
+    stream.close()  # type: ignore[attr-defined]
+    assert engine.idle
+    assert engine.counters().cancelled == 1
+
+
+def test_a_step_that_fails_takes_its_requests_with_it_and_no_more(engine: Engine) -> None:
+    """The fault is injected at the contract: a backend whose first step raises."""
+    run, engine.backend.run = engine.backend.run, out_of_memory  # type: ignore[method-assign]
+    engine.submit(Request("unlucky", "Hi", GREEDY))
+    (output,) = engine.step()
+    assert output.finish is not None
+    assert output.finish.reason == "error"
+    engine.backend.run = run  # type: ignore[method-assign]
+    assert engine.generate("Hi", GREEDY).finish.reason == "length"
+    assert engine.counters().kv_blocks_used == 0
+
+
+def out_of_memory(batch: Batch) -> Sampled:
+    raise MemoryError(f"{len(batch.tokens)} rows")
+
+
+def test_messages_go_through_the_chat_template(engine: Engine) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert engine.encode(messages) == engine.encode(text)

@@ -1,0 +1,131 @@
+"""The engine in its own process: it dies alone, comes back, and ends when it should."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from headrace.runtime.engine import EngineOptions
+from headrace.runtime.process import EngineDied, EngineFailed, EngineProcess
+from headrace.runtime.request import Request, RequestRefused, SamplingParameters
+
+OPTIONS = EngineOptions(backend="reference", kv_tokens=1024)
+ENDLESS = SamplingParameters(temperature=0, ignore_eos=True)
+
+
+@pytest.fixture
+async def engine(tiny: Path) -> AsyncIterator[EngineProcess]:
+    process = EngineProcess(tiny, OPTIONS)
+    await process.start()
+    yield process
+    await process.close()
+
+
+def pid(engine: EngineProcess) -> int:
+    assert engine.process is not None
+    return engine.process.pid
+
+
+async def until_ready(engine: EngineProcess) -> None:
+    async with asyncio.timeout(30):
+        while not engine.ready:
+            await asyncio.sleep(0.01)
+
+
+async def text(engine: EngineProcess, id: str, sampling: SamplingParameters) -> str:
+    return "".join([output.text async for output in engine.generate(Request(id, "Hi", sampling))])
+
+
+async def test_many_requests_share_the_process(engine: EngineProcess) -> None:
+    sampling = SamplingParameters(temperature=0, max_tokens=20, ignore_eos=True)
+    texts = await asyncio.gather(*(text(engine, str(index), sampling) for index in range(40)))
+    assert len(set(texts)) == 1
+    assert engine.counters.steps < 40 * 20
+
+
+async def test_killing_the_process_fails_what_runs_and_it_starts_again(
+    engine: EngineProcess,
+) -> None:
+    stream = engine.generate(Request("a", "Hi", ENDLESS))
+    await anext(stream)
+    os.kill(pid(engine), signal.SIGKILL)
+    with pytest.raises(EngineDied, match="ended while the request ran"):
+        async for _ in stream:
+            pass
+    await until_ready(engine)
+    assert engine.restarts == 1
+    assert await text(engine, "b", SamplingParameters(max_tokens=4, ignore_eos=True))
+
+
+async def test_closing_a_stream_stops_its_generation(engine: EngineProcess) -> None:
+    stream = engine.generate(Request("a", "Hi", ENDLESS))
+    await anext(stream)
+    await stream.aclose()
+    async with asyncio.timeout(10):
+        while engine.counters.cancelled == 0:
+            await asyncio.sleep(0.01)
+    assert engine.counters.running == 0
+    assert engine.counters.kv_blocks_used == 0
+    assert engine.counters.generated_tokens < 500
+
+
+async def test_a_refusal_reaches_its_caller_alone(engine: EngineProcess) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        await anext(engine.generate(Request("long", "y" * 600, ENDLESS)))
+    assert refused.value.details == {"limit": 512, "tokens": 600}
+    assert await text(engine, "b", SamplingParameters(max_tokens=4, ignore_eos=True))
+
+
+async def test_a_model_that_cannot_be_loaded_is_said_why(tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(EngineFailed, match=r"broken\.gguf"):
+        await EngineProcess(path, OPTIONS).start()
+
+
+async def test_close_ends_the_process(tiny: Path) -> None:
+    engine = EngineProcess(tiny, OPTIONS)
+    await engine.start()
+    process = engine.process
+    assert process is not None
+    await engine.close()
+    assert process.returncode == 0
+    with pytest.raises(EngineDied):
+        await anext(engine.generate(Request("late", "Hi", ENDLESS)))
+
+
+PLATFORM = """
+import asyncio, sys
+from pathlib import Path
+from headrace.runtime.engine import EngineOptions
+from headrace.runtime.process import EngineProcess
+async def main():
+    engine = EngineProcess(Path(sys.argv[1]), EngineOptions(backend="reference", kv_tokens=1024))
+    await engine.start()
+    print(engine.process.pid, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_an_engine_does_not_outlive_a_platform_that_was_killed(tiny: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PLATFORM, str(tiny)], stdout=subprocess.PIPE, text=True
+    ) as platform:
+        assert platform.stdout is not None
+        worker = int(platform.stdout.readline())
+        descriptor = os.pidfd_open(worker)
+        platform.kill()
+    # a pidfd becomes readable when its process ends
+    ended = select.poll()
+    ended.register(descriptor, select.POLLIN)
+    assert ended.poll(10_000)
+    os.close(descriptor)
