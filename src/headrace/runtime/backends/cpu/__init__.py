@@ -1,0 +1,80 @@
+"""The CPU backend: a program is compiled to native op records at load; a step is one native call.
+
+Two environment variables are read at load. HEADRACE_CPU_LEVEL (portable, avx2, avx512) forces an
+instruction level; the best that the processor runs is taken otherwise. HEADRACE_CPU_PRECISE=1
+computes with float32 activations and a float32 KV cache. Without it, activations that meet
+quantised weights are rounded to 8 bits a block of 32, and KV is kept as float16: half the memory
+traffic of float32 with three more bits of mantissa than bfloat16; values past 65,504 saturate. The
+portable level is always precise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...models.program import Program
+from ...weights.tensor import Tensor
+from ..base import Batch, Float32, KVLayout, Sampled
+from ._native import Model
+from .compiler import compile_program
+from .processors import usable_processors
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the native part runs: `level` "" takes the best, `precise` rounds no activation."""
+
+    level: str = ""
+    precise: bool = False
+
+
+class CPUBackend:
+    """One loaded model on the CPU. A second thread that calls waits for the first."""
+
+    def __init__(self, model: Model, kv: KVLayout) -> None:
+        self.model = model
+        self.kv = kv
+
+    def run(self, batch: Batch) -> Sampled:
+        """Run the program and sample. Raises ValueError (batch), MemoryError."""
+        return Sampled(*self.model.run(batch))
+
+    def logits(self, batch: Batch) -> Float32:
+        """Run the program; float32 [samples, vocabulary]. Raises ValueError, MemoryError."""
+        return self.model.logits(batch)
+
+    def kernels(self) -> Mapping[str, str]:
+        """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni"."""
+        return self.model.kernels()
+
+    def close(self) -> None:
+        """Release weights and KV; later calls raise ValueError."""
+        self.model.close()
+
+
+def options_from(environ: Mapping[str, str]) -> Options:
+    """The options that the environment asks for."""
+    return Options(
+        level=environ.get("HEADRACE_CPU_LEVEL", ""),
+        precise=environ.get("HEADRACE_CPU_PRECISE", "") not in ("", "0"),
+    )
+
+
+def load(
+    program: Program,
+    weights: Mapping[str, Tensor],
+    kv: KVLayout,
+    threads: int,
+    options: Options | None = None,
+) -> CPUBackend:
+    """Compile `program` over `weights`; `threads` 0 takes all processors allowed.
+
+    Raises ValueError (shapes, formats, level, threads), MemoryError.
+    """
+    asked = options_from(os.environ) if options is None else options
+    count = threads or usable_processors()
+    model = Model(program, kv, asked.level, asked.precise, count)
+    compile_program(model, program, weights)
+    return CPUBackend(model, kv)

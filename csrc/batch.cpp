@@ -1,0 +1,88 @@
+// Every index that a kernel will follow is checked here, once a step.
+#include "batch.h"
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace headrace {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& field, std::size_t index, double value, const std::string& expected) {
+  std::string number = std::to_string(value);
+  if (value == std::floor(value)) number = std::to_string(static_cast<long long>(value));
+  throw std::invalid_argument(field + "[" + std::to_string(index) + "] is " + number + ", expected " + expected);
+}
+
+void check_range(const std::vector<std::int32_t>& values, const std::string& field, std::size_t end) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (values[i] < 0 || static_cast<std::size_t>(values[i]) >= end) {
+      refuse(field, i, values[i], "0 to " + std::to_string(end - 1));
+    }
+  }
+}
+
+void check_length(std::size_t actual, const std::string& field, std::size_t expected) {
+  if (actual != expected) {
+    throw std::invalid_argument(field + " has " + std::to_string(actual) + " values, expected " +
+                                std::to_string(expected));
+  }
+}
+
+void check_sequence(const Batch& batch, const BatchLimits& limits, std::size_t index) {
+  const std::int32_t first = batch.row_starts[index], last = batch.row_starts[index + 1];
+  const std::int32_t length = batch.context_lengths[index];
+  if (last < first) refuse("row_starts", index + 1, last, "no less than the one before");
+  if (length < 0) refuse("context_lengths", index, length, "0 or more");
+  const std::size_t needed = (static_cast<std::size_t>(length) + limits.block_size - 1) / limits.block_size;
+  if (needed > batch.widest) {
+    refuse("context_lengths", index, length, "a length that its block table covers");
+  }
+  for (std::size_t i = 0; i < needed; ++i) {
+    const std::size_t at = index * batch.widest + i;
+    const std::int32_t block = batch.block_tables[at];
+    if (block < 0 || static_cast<std::size_t>(block) >= limits.blocks) {
+      refuse("block_tables", at, block, "0 to " + std::to_string(limits.blocks - 1));
+    }
+  }
+  for (std::int32_t row = first; row < last; ++row) {
+    const auto at = static_cast<std::size_t>(row);
+    const std::int32_t position = batch.positions[at];
+    if (position < 0 || position >= length) {
+      refuse("positions", at, position, "0 to " + std::to_string(length - 1) + ", its sequence's context");
+    }
+    if (row > first && position <= batch.positions[at - 1]) refuse("positions", at, position, "ascending positions");
+  }
+}
+
+}  // namespace
+
+void check(const Batch& batch, const BatchLimits& limits) {
+  const std::size_t rows = batch.rows(), sequences = batch.sequences();
+  check_length(batch.positions.size(), "positions", rows);
+  check_length(batch.slots.size(), "slots", rows);
+  check_length(batch.row_starts.size(), "row_starts", sequences + 1);
+  check_length(batch.block_tables.size(), "block_tables", sequences * batch.widest);
+  check_length(batch.sampling.size(), "sampling", batch.samples());
+  check_range(batch.tokens, "tokens", limits.vocabulary);
+  check_range(batch.slots, "slots", limits.blocks * limits.block_size);
+  check_range(batch.sampled_rows, "sampled_rows", rows);
+  check_range(batch.row_starts, "row_starts", rows + 1);
+  if (batch.row_starts.front() != 0) refuse("row_starts", 0, batch.row_starts.front(), "0");
+  if (static_cast<std::size_t>(batch.row_starts.back()) != rows) {
+    refuse("row_starts", sequences, batch.row_starts.back(), "the number of rows, " + std::to_string(rows));
+  }
+  for (std::size_t i = 0; i < sequences; ++i) check_sequence(batch, limits, i);
+  for (std::size_t i = 0; i < batch.samples(); ++i) {
+    const SamplingRow& row = batch.sampling[i];
+    if (!(row.temperature >= 0) || std::isinf(row.temperature)) {
+      refuse("sampling.temperature", i, row.temperature, "a finite number from 0");
+    }
+    if (row.top_k < 0) refuse("sampling.top_k", i, row.top_k, "0 or more");
+    if (!(row.top_p >= 0)) refuse("sampling.top_p", i, row.top_p, "a number from 0");
+    if (!(row.uniform >= 0 && row.uniform < 1)) refuse("sampling.uniform", i, row.uniform, "in [0, 1)");
+  }
+}
+
+}  // namespace headrace

@@ -1,0 +1,34 @@
+// One step's rows, as the host planned them, and the check that they cannot hurt.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "sample.h"
+
+namespace headrace {
+
+// Copies of the caller's arrays, so that nobody can change them between the check and the use.
+struct Batch {
+  std::vector<std::int32_t> tokens, positions, slots;  // [rows]
+  std::vector<std::int32_t> row_starts;                // [sequences + 1]
+  std::vector<std::int32_t> context_lengths;           // [sequences]
+  std::vector<std::int32_t> block_tables;              // [sequences, widest]
+  std::vector<std::int32_t> sampled_rows;              // [samples]
+  std::vector<SamplingRow> sampling;                   // [samples]
+  std::size_t widest = 0;
+
+  std::size_t rows() const { return tokens.size(); }
+  std::size_t sequences() const { return context_lengths.size(); }
+  std::size_t samples() const { return sampled_rows.size(); }
+};
+
+struct BatchLimits {
+  std::size_t vocabulary, blocks, block_size;
+};
+
+// Throws std::invalid_argument that names the field and what was expected.
+void check(const Batch& batch, const BatchLimits& limits);
+
+}  // namespace headrace

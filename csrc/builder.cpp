@@ -1,0 +1,232 @@
+// From named ops to op records: shapes are checked, weights packed, conversions to bytes placed.
+#include <cmath>
+#include <stdexcept>
+
+#include "model.h"
+
+namespace headrace {
+
+namespace {
+
+void require(bool holds, const std::string& what) {
+  if (!holds) throw std::invalid_argument(what);
+}
+
+std::size_t padded(std::size_t count) { return (count + 15) / 16 * 16; }
+
+CacheShape cache_shape(const ModelShape& shape, bool exact) {
+  require(shape.blocks > 0 && shape.block_size > 0 && shape.layers > 0 && shape.kv_heads > 0 && shape.head_size > 0,
+          "kv: blocks, block_size, layers, kv_heads and head_size must be at least 1");
+  require(shape.blocks < (1u << 31) / shape.block_size, "kv: blocks · block_size must be under 2^31");
+  require(shape.head_size <= 4096, "head_size must be at most 4096");
+  return {.exact = exact,
+          .block_size = shape.block_size,
+          .lane_stride = padded(shape.block_size),
+          .head_size = shape.head_size,
+          .head_stride = padded(shape.head_size),
+          .kv_heads = shape.kv_heads};
+}
+
+}  // namespace
+
+void Buffer::grow(std::size_t rows) {
+  floats.grow(product(product(rows, width), sizeof(float)));
+  if (bytes) {
+    codes.grow(product(rows, width));
+    blocks.grow(product(product(rows, width / kBlock), sizeof(ActivationBlock)));
+  }
+}
+
+Model::Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads)
+    : shape_(shape),
+      kernels_(kernels),
+      exact_(exact || !kernels.integer),
+      cache_shape_(cache_shape(shape, exact_)),
+      cache_(product(product(shape.blocks, shape.layers), cache_shape_.block_bytes())),
+      scratch_floats_(kFloatScratch),
+      team_(threads) {}
+
+std::size_t Model::add_buffer(std::size_t width) {
+  require(width > 0 && width < (1u << 28), "a buffer's width must be 1 to 2^28");
+  buffers_.emplace_back().width = width;
+  return buffers_.size() - 1;
+}
+
+std::size_t Model::add_weight(Format format, std::size_t rows, std::size_t columns, const std::uint8_t* data) {
+  require(rows > 0 && columns > 0, "a weight must have at least one row and column");
+  Weight& weight = weights_.emplace_back();
+  weight.format = format;
+  weight.rows = rows;
+  weight.columns = columns;
+  weight.data = data;
+  return weights_.size() - 1;
+}
+
+Buffer& Model::buffer(std::size_t index) {
+  require(index < buffers_.size(), "there is no buffer " + std::to_string(index));
+  return buffers_[index];
+}
+
+Weight& Model::weight(std::size_t index) {
+  require(index < weights_.size(), "there is no weight " + std::to_string(index));
+  return weights_[index];
+}
+
+const float* Model::vector_of(std::size_t index, std::size_t width) {
+  Weight& vector = weight(index);
+  require(vector.rows == 1 && vector.columns == width,
+          "a vector of " + std::to_string(vector.columns) + " values stands where " + std::to_string(width) + " are needed");
+  vector.floats.resize(width);
+  dequantise(vector.format, vector.data, width, vector.floats.data());
+  return vector.floats.data();
+}
+
+void Model::embed(std::size_t out, std::size_t table) {
+  require(weight(table).columns == buffer(out).width, "embed: the table's columns are not the buffer's width");
+  vocabulary_ = vocabulary_ ? std::min(vocabulary_, weight(table).rows) : weight(table).rows;
+  ops_.push_back(EmbedOp{&buffer(out), &weight(table)});
+}
+
+void Model::norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add) {
+  const std::size_t width = buffer(residual).width;
+  require(buffer(out).width == width && (!add || buffer(*add).width == width), "norm: the buffers' widths differ");
+  ops_.push_back(NormOp{&buffer(out), &buffer(residual), add ? &buffer(*add) : nullptr, vector_of(weight, width), epsilon});
+}
+
+void Model::linear(std::size_t out, std::size_t source, const std::vector<std::size_t>& weights,
+                   const std::vector<std::size_t>& biases) {
+  require(biases.empty() || biases.size() == weights.size(), "linear: a bias for every weight, or none");
+  std::vector<float> bias;
+  for (std::size_t i = 0; i < biases.size(); ++i) {
+    const std::size_t rows = weight(weights[i]).rows;
+    const float* values = vector_of(biases[i], rows);
+    bias.insert(bias.end(), values, values + rows);
+  }
+  require(out != source, "linear: out and source are one buffer");
+  add_linear(buffer(out), buffer(source), weights, std::move(bias));
+}
+
+void Model::add_linear(Buffer& out, Buffer& source, const std::vector<std::size_t>& weights, std::vector<float> bias) {
+  LinearOp op{&out, &source, {}, std::move(bias)};
+  std::size_t column = 0;
+  bool bytes = false;
+  for (const std::size_t index : weights) {
+    Weight& part = weight(index);
+    require(part.columns == source.width, "linear: a weight's columns are not the source's width");
+    pack(part);
+    bytes = bytes || part.packed.data();
+    op.parts.push_back({&part, column});
+    column += part.rows;
+  }
+  require(column == out.width, "linear: the weights' rows are not the output's width");
+  if (bytes) have_bytes(source);
+  ops_.push_back(std::move(op));
+}
+
+void Model::pack(Weight& weight) {
+  if (exact_ || weight.packed.data() || !panel_kind(weight.format, &weight.kind)) return;
+  if (!scales_fit(weight.format, weight.data, weight.rows, weight.columns)) return;
+  const std::size_t panels = weight.panels(), bytes = weight.panel_bytes();
+  Region packed(product(panels, bytes));
+  const auto members = static_cast<std::size_t>(team_.size());
+  team_.run([&](int member) {
+    for (std::size_t i = static_cast<std::size_t>(member); i < panels; i += members) {
+      pack_panel(weight.format, weight.data, weight.rows, weight.columns, i, packed.data() + i * bytes);
+    }
+  });
+  weight.packed = std::move(packed);
+}
+
+// Make the last op that writes `source` write its bytes too, or add an op that does.
+void Model::have_bytes(Buffer& source) {
+  source.bytes = true;
+  for (auto op = ops_.rbegin(); op != ops_.rend(); ++op) {
+    if (auto* conversion = std::get_if<QuantiseOp>(&*op); conversion && conversion->buffer == &source) return;
+    bool* flag = nullptr;
+    bool writes = false;
+    std::visit(
+        [&](auto& record) {
+          if constexpr (requires { record.out; }) writes = record.out == &source;
+          if constexpr (requires { record.quantise; }) flag = &record.quantise;
+          if constexpr (requires { record.residual; }) writes = writes || record.residual == &source;
+          if constexpr (requires { record.residual; }) flag = record.out == &source ? flag : nullptr;
+          if constexpr (requires { record.qkv; }) writes = writes || record.qkv == &source;
+        },
+        *op);
+    if (!writes) continue;
+    if (auto* attention = std::get_if<AttentionOp>(&*op)) {
+      const std::size_t together = attention->heads / shape_.kv_heads * shape_.head_size;
+      if (attention->out != &source || together % kBlock) flag = nullptr;
+    }
+    if (!flag) break;
+    *flag = true;
+    return;
+  }
+  ops_.push_back(QuantiseOp{&source});
+}
+
+void Model::check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const {
+  require(layer < shape_.layers, "there is no layer " + std::to_string(layer));
+  require(heads > 0 && heads % shape_.kv_heads == 0, "heads must be a multiple of kv_heads");
+  require(heads <= 65536 && qkv.width == (heads + 2 * shape_.kv_heads) * shape_.head_size,
+          "qkv: the width is not (heads + 2 · kv_heads) · head_size");
+}
+
+void Model::rotate_and_write(std::size_t qkv, std::size_t layer, std::size_t heads, std::vector<double> frequencies,
+                             bool interleaved) {
+  check_heads(buffer(qkv), layer, heads);
+  require(2 * frequencies.size() <= shape_.head_size, "rope: more frequencies than pairs in a head");
+  const Angles* angles = nullptr;
+  for (const Angles& known : angles_) {
+    if (known.frequencies == frequencies && known.interleaved == interleaved) angles = &known;
+  }
+  if (!angles) {
+    Angles& added = angles_.emplace_back();
+    added.frequencies = std::move(frequencies);
+    added.interleaved = interleaved;
+    ops_.push_back(AnglesOp{&added});
+    angles = &added;
+  }
+  ops_.push_back(RotateOp{&buffer(qkv), layer, heads, angles});
+}
+
+void Model::attention(std::size_t out, std::size_t qkv, std::size_t layer, std::size_t heads, float scale) {
+  check_heads(buffer(qkv), layer, heads);
+  require(buffer(out).width == heads * shape_.head_size, "attention: out's width is not heads · head_size");
+  const std::size_t group = heads / shape_.kv_heads;
+  const std::size_t queries = std::max<std::size_t>(kTileQueries, group);
+  scratch_floats_ = std::max(scratch_floats_, padded(attention_scratch(cache_shape_, queries)));
+  ops_.push_back(AttentionOp{&buffer(out), &buffer(qkv), layer, heads, scale});
+}
+
+void Model::gate_multiply(std::size_t out, std::size_t source) {
+  require(buffer(source).width == 2 * buffer(out).width, "gate_multiply: the source is not twice as wide as out");
+  ops_.push_back(GateOp{&buffer(out), &buffer(source)});
+}
+
+void Model::logits(std::size_t source, std::size_t weight_index) {
+  require(!logits_, "a program has one logits op");
+  require(weight(weight_index).rows == shape_.vocabulary, "logits: the weight's rows are not the vocabulary");
+  sampled_ = &buffers_[add_buffer(buffer(source).width)];
+  logits_ = &buffers_[add_buffer(shape_.vocabulary)];
+  ops_.push_back(GatherOp{sampled_, &buffer(source)});
+  add_linear(*logits_, *sampled_, {weight_index}, {});
+  ops_.push_back(SampleOp{logits_});
+}
+
+std::map<std::string, std::string> Model::kernel_names() const {
+  const std::string level = kernels_.level;
+  std::map<std::string, std::string> names = {{"attention", level + (exact_ ? ", float32 KV" : ", float16 KV")},
+                                              {"norm", level}};
+  for (const Op& op : ops_) {
+    if (const auto* linear = std::get_if<LinearOp>(&op)) {
+      for (const LinearPart& part : linear->parts) {
+        const std::string format = size_of(part.weight->format).name;
+        names["linear " + format] = part.weight->packed.data() ? kernels_.integer : level + "-float32";
+      }
+    }
+  }
+  return names;
+}
+
+}  // namespace headrace

@@ -1,0 +1,44 @@
+// Level selection by CPU feature. The avx512 level needs VNNI; a processor without it takes avx2.
+#include "dispatch.h"
+
+#include <stdexcept>
+
+namespace headrace {
+
+namespace portable {
+extern const Kernels kKernels;
+}
+#if defined(HEADRACE_X86)
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
+#endif
+
+std::vector<const Kernels*> available_levels() {
+  std::vector<const Kernels*> levels;
+#if defined(HEADRACE_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vnni");
+  if (avx512) levels.push_back(&avx512::kKernels);
+  if (avx2) levels.push_back(&avx2::kKernels);
+#endif
+  levels.push_back(&portable::kKernels);
+  return levels;
+}
+
+const Kernels& find_level(const std::string& name) {
+  std::string known;
+  for (const Kernels* level : available_levels()) {
+    if (name.empty() || name == level->level) return *level;
+    known += known.empty() ? level->level : std::string(", ") + level->level;
+  }
+  throw std::invalid_argument("level: this processor runs " + known + ", not \"" + name + "\"");
+}
+
+}  // namespace headrace

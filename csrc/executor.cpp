@@ -1,0 +1,243 @@
+// One step: every member of the team walks the ops together and takes tasks of each until none is left.
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "model.h"
+
+namespace headrace {
+
+namespace {
+
+constexpr std::size_t kChunkColumns = 512;            // of a row, where a row is shared out
+constexpr std::size_t kActivationBytes = 512 * 1024;  // rows of a linear taken together: they stay in the L2 cache
+
+std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
+
+std::size_t weight_tasks(const Weight& weight) {
+  return weight.packed.data() ? weight.panels() : chunks(weight.rows, kFloatRows);
+}
+
+// Rows of a linear's source that a task takes, a multiple of the kernels' tile.
+std::size_t rows_together(std::size_t width) { return std::max<std::size_t>(32, kActivationBytes / width / 8 * 8); }
+
+}  // namespace
+
+void Buffer::quantise(const Kernels& kernels, std::size_t index, std::size_t first, std::size_t last) const {
+  kernels.quantise(row(index) + first, (last - first) / kBlock, codes.as<std::int8_t>() + index * width + first,
+                   blocks.as<ActivationBlock>() + (index * width + first) / kBlock);
+}
+
+const float* Model::logits_of(std::size_t sample) const { return logits_->row(sample); }
+
+std::size_t Model::rows_of(const Buffer& buffer) const {
+  return &buffer == sampled_ || &buffer == logits_ ? step_.batch->samples() : step_.batch->rows();
+}
+
+std::uint8_t* Model::layer_cache(std::size_t layer) const {
+  return cache_.data() + layer * shape_.blocks * cache_shape_.block_bytes();
+}
+
+void Model::prepare(const Batch& batch, bool draws) {
+  if (!logits_) throw std::invalid_argument("the program has no logits op");
+  check(batch, {vocabulary_ ? vocabulary_ : shape_.vocabulary, shape_.blocks, shape_.block_size});
+  step_.batch = &batch;
+  step_.draws = draws;
+  if (batch.rows() > capacity_) {
+    for (Buffer& buffer : buffers_) {
+      if (&buffer != sampled_ && &buffer != logits_) buffer.grow(batch.rows());
+    }
+    for (Angles& angles : angles_) {
+      angles.table.grow(product(product(batch.rows(), 2 * sizeof(float)), angles.frequencies.size()));
+    }
+    capacity_ = batch.rows();
+  }
+  if (batch.samples() > sample_capacity_) {
+    sampled_->grow(batch.samples());
+    logits_->grow(batch.samples());
+    sample_capacity_ = batch.samples();
+  }
+  const auto members = static_cast<std::size_t>(team_.size());
+  scratch_.grow(product(members * sizeof(float), scratch_floats_));
+  step_.candidates.grow(draws ? product(members * sizeof(Candidate), shape_.vocabulary) : 0);
+  step_.tokens.resize(batch.samples());
+  step_.logprobs.resize(batch.samples());
+  step_.tiles.clear();
+  std::size_t group = 1;
+  for (const Op& op : ops_) {
+    if (const auto* attention = std::get_if<AttentionOp>(&op)) group = std::max(group, attention->heads / shape_.kv_heads);
+  }
+  const std::size_t tile = std::max<std::size_t>(1, kTileQueries / group);
+  for (std::size_t i = 0; i < batch.sequences(); ++i) {
+    const auto last = static_cast<std::size_t>(batch.row_starts[i + 1]);
+    for (auto begin = static_cast<std::size_t>(batch.row_starts[i]); begin < last; begin += tile) {
+      step_.tiles.push_back({i, begin, std::min(begin + tile, last)});
+    }
+  }
+  while (taken_.size() < ops_.size()) taken_.emplace_back();
+  for (auto& count : taken_) count.store(0, std::memory_order_relaxed);
+}
+
+void Model::run(const Batch& batch, bool draws) {
+  prepare(batch, draws);
+  if (!batch.rows()) return;
+  team_.run([this](int member) {
+    for (std::size_t i = 0; i < ops_.size(); ++i) {
+      if (i) team_.barrier();
+      execute(i, member);
+    }
+  });
+}
+
+std::size_t Model::tasks(const Op& op) const {
+  const std::size_t rows = step_.batch->rows();
+  if (const auto* linear = std::get_if<LinearOp>(&op)) {
+    std::size_t panels = 0;
+    for (const LinearPart& part : linear->parts) panels += weight_tasks(*part.weight);
+    return panels * chunks(rows_of(*linear->source), rows_together(linear->source->width));
+  }
+  if (const auto* conversion = std::get_if<QuantiseOp>(&op)) {
+    return rows_of(*conversion->buffer) * chunks(conversion->buffer->width, kChunkColumns);
+  }
+  if (const auto* gate = std::get_if<GateOp>(&op)) return rows * chunks(gate->out->width, kChunkColumns);
+  if (std::get_if<AttentionOp>(&op)) return step_.tiles.size() * shape_.kv_heads;
+  if (std::get_if<GatherOp>(&op)) return step_.batch->samples();
+  if (std::get_if<SampleOp>(&op)) return step_.draws ? step_.batch->samples() : 0;
+  return rows;
+}
+
+void Model::execute(std::size_t index, int member) {
+  const Op& op = ops_[index];
+  const std::size_t count = tasks(op);
+  // Several portions a member, so that one that is held up does not hold up the others.
+  const std::size_t portion = std::max<std::size_t>(1, count / (8 * static_cast<std::size_t>(team_.size())));
+  for (;;) {
+    const std::size_t first = taken_[index].fetch_add(portion, std::memory_order_relaxed);
+    if (first >= count) return;
+    const std::size_t last = std::min(first + portion, count);
+    std::visit([&](const auto& record) { execute(record, first, last, member); }, op);
+  }
+}
+
+void Model::execute(const EmbedOp& op, std::size_t first, std::size_t last, int) {
+  const Weight& table = *op.table;
+  for (std::size_t row = first; row < last; ++row) {
+    const auto token = static_cast<std::size_t>(step_.batch->tokens[row]);
+    dequantise(table.format, table.data + token * table.stride(), table.columns, op.out->row(row));
+  }
+}
+
+void Model::execute(const NormOp& op, std::size_t first, std::size_t last, int) {
+  for (std::size_t row = first; row < last; ++row) {
+    const float* add = op.add ? op.add->row(row) : nullptr;
+    kernels_.norm(op.out->row(row), op.residual->row(row), add, op.weight, op.epsilon, op.out->width);
+    if (op.quantise) op.out->quantise(kernels_, row, 0, op.out->width);
+  }
+}
+
+void Model::execute(const AnglesOp& op, std::size_t first, std::size_t last, int) {
+  const std::vector<double>& frequencies = op.angles->frequencies;
+  for (std::size_t row = first; row < last; ++row) {
+    float* cosines = op.angles->table.as<float>() + row * 2 * frequencies.size();
+    float* sines = cosines + frequencies.size();
+    for (std::size_t i = 0; i < frequencies.size(); ++i) {
+      const double angle = step_.batch->positions[row] * frequencies[i];
+      cosines[i] = static_cast<float>(std::cos(angle));
+      sines[i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void Model::execute(const QuantiseOp& op, std::size_t first, std::size_t last, int) {
+  const std::size_t width = op.buffer->width, across = chunks(width, kChunkColumns);
+  for (std::size_t task = first; task < last; ++task) {
+    const std::size_t column = task % across * kChunkColumns;
+    op.buffer->quantise(kernels_, task / across, column, std::min(column + kChunkColumns, width));
+  }
+}
+
+void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int member) {
+  const std::size_t rows = rows_of(*op.source), together = rows_together(op.source->width);
+  std::size_t panels = 0;
+  for (const LinearPart& part : op.parts) panels += weight_tasks(*part.weight);
+  for (std::size_t task = first; task < last; ++task) {
+    std::size_t panel = task % panels;
+    const LinearPart* part = op.parts.data();
+    for (; panel >= weight_tasks(*part->weight); ++part) panel -= weight_tasks(*part->weight);
+    const Weight& weight = *part->weight;
+    const std::size_t begin = task / panels * together, end = std::min(begin + together, rows);
+    const std::size_t height = weight.packed.data() ? kPanelRows : kFloatRows;
+    const std::size_t row = panel * height, column = part->column + row;
+    const std::size_t cols = std::min(height, weight.rows - row);
+    float* out = op.out->floats.as<float>() + column;
+    if (weight.packed.data()) {
+      kernels_.integer_panel({weight.kind, weight.packed.data() + panel * weight.panel_bytes(),
+                              op.source->activations(), begin, end, out, op.out->width, static_cast<int>(cols)});
+    } else {
+      kernels_.float_panel({weight.format, weight.data + row * weight.stride(), weight.stride(), weight.columns,
+                            op.source->row(0), op.source->width, begin, end, out, op.out->width,
+                            static_cast<int>(cols),
+                            scratch_.as<float>() + static_cast<std::size_t>(member) * scratch_floats_});
+    }
+    if (!op.bias.empty()) {
+      for (std::size_t i = begin; i < end; ++i) kernels_.add(out + i * op.out->width, op.bias.data() + column, cols);
+    }
+  }
+}
+
+void Model::execute(const RotateOp& op, std::size_t first, std::size_t last, int) {
+  const std::size_t pairs = op.angles->frequencies.size();
+  for (std::size_t row = first; row < last; ++row) {
+    const auto slot = static_cast<std::size_t>(step_.batch->slots[row]);
+    const float* cosines = op.angles->table.as<float>() + row * 2 * pairs;
+    kernels_.rotate_and_write({op.qkv->row(row), cosines, cosines + pairs,
+                               {static_cast<int>(pairs), op.angles->interleaved}, op.heads, cache_shape_,
+                               layer_cache(op.layer) + slot / shape_.block_size * cache_shape_.block_bytes(),
+                               slot % shape_.block_size});
+  }
+}
+
+void Model::execute(const AttentionOp& op, std::size_t first, std::size_t last, int member) {
+  const std::size_t group = op.heads / shape_.kv_heads, width = group * shape_.head_size;
+  for (std::size_t task = first; task < last; ++task) {
+    // The last tiles see the most: they go first, so that no member is left with one at the end.
+    const RowTile& tile = step_.tiles[step_.tiles.size() - 1 - task / shape_.kv_heads];
+    const std::size_t head = task % shape_.kv_heads, column = head * width;
+    kernels_.attention({op.qkv->row(tile.begin) + column, op.qkv->width, op.out->row(tile.begin) + column,
+                        op.out->width, step_.batch->positions.data() + tile.begin,
+                        static_cast<int>(tile.end - tile.begin), static_cast<int>(group), op.scale, cache_shape_,
+                        layer_cache(op.layer), head, step_.batch->block_tables.data() + tile.sequence * step_.batch->widest,
+                        scratch_.as<float>() + static_cast<std::size_t>(member) * scratch_floats_});
+    if (!op.quantise) continue;
+    for (std::size_t row = tile.begin; row < tile.end; ++row) op.out->quantise(kernels_, row, column, column + width);
+  }
+}
+
+void Model::execute(const GateOp& op, std::size_t first, std::size_t last, int) {
+  const std::size_t width = op.out->width, across = chunks(width, kChunkColumns);
+  for (std::size_t task = first; task < last; ++task) {
+    const std::size_t row = task / across, column = task % across * kChunkColumns;
+    const std::size_t end = std::min(column + kChunkColumns, width);
+    const float* gate = op.source->row(row) + column;
+    kernels_.gate_multiply(op.out->row(row) + column, gate, gate + width, end - column);
+    if (op.quantise) op.out->quantise(kernels_, row, column, end);
+  }
+}
+
+void Model::execute(const GatherOp& op, std::size_t first, std::size_t last, int) {
+  for (std::size_t sample = first; sample < last; ++sample) {
+    const auto row = static_cast<std::size_t>(step_.batch->sampled_rows[sample]);
+    std::copy_n(op.source->row(row), op.out->width, op.out->row(sample));
+    if (op.quantise) op.out->quantise(kernels_, sample, 0, op.out->width);
+  }
+}
+
+void Model::execute(const SampleOp& op, std::size_t first, std::size_t last, int member) {
+  Candidate* candidates = step_.candidates.as<Candidate>() + static_cast<std::size_t>(member) * shape_.vocabulary;
+  for (std::size_t i = first; i < last; ++i) {
+    step_.tokens[i] = headrace::sample(kernels_, op.logits->row(i), shape_.vocabulary, step_.batch->sampling[i],
+                                       candidates, &step_.logprobs[i]);
+  }
+}
+
+}  // namespace headrace

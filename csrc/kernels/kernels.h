@@ -1,0 +1,135 @@
+// The kernels of one dispatch level, as a table of functions over raw pointers.
+//
+// Every file of this folder is compiled once a level (HEADRACE_LEVEL names the level's namespace)
+// with that level's instructions. They include no standard container or algorithm: an inline function of
+// the library compiled here with wide instructions could be picked by the linker for everyone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../panels.h"
+#include "../quants.h"
+
+namespace headrace {
+
+// A block of 32 activations as signed bytes: value = scale · code. The sums of its codes pay for
+// the weights' zero points and minima.
+struct ActivationBlock {
+  float scale;
+  float sum;          // scale · (low + high)
+  std::int32_t low;   // sum of codes 0..15
+  std::int32_t high;  // sum of codes 16..31
+};
+
+// Rows of activations: codes [rows, columns], blocks [rows, columns / 32].
+struct Activations {
+  const std::int8_t* codes;
+  const ActivationBlock* blocks;
+  std::size_t columns;
+};
+
+// out[row, 0..cols) = source[row] · weight rows of one panel, for rows [begin, end).
+struct IntegerPanel {
+  PanelKind kind;
+  const std::uint8_t* panel;
+  Activations source;
+  std::size_t begin, end;
+  float* out;  // row 0, first column of the panel
+  std::size_t stride;
+  int cols;  // 1..16
+};
+
+// out[row, 0..cols) = source[row] · weight rows, computed in float32; up to kFloatRows rows.
+constexpr int kFloatRows = 32;
+constexpr int kFloatColumns = 256;  // columns unpacked at a time
+struct FloatPanel {
+  Format format;
+  const std::uint8_t* weight;  // first of the weight rows
+  std::size_t weight_stride;   // bytes
+  std::size_t columns;
+  const float* source;
+  std::size_t source_stride;
+  std::size_t begin, end;
+  float* out;
+  std::size_t stride;
+  int cols;        // 1..kFloatRows
+  float* scratch;  // kFloatScratch floats
+};
+constexpr std::size_t kFloatScratch = kFloatRows * kFloatColumns + kFloatColumns;
+
+// How one layer's keys and values lie. A block of one head is head_stride × lane_stride keys
+// (transposed: a vector is one dimension of neighbouring positions) or block_size × head_stride
+// values; the strides are padded to multiples of 16. Entries are binary16, or float32 where exact.
+struct CacheShape {
+  bool exact;
+  std::size_t block_size, lane_stride;
+  std::size_t head_size, head_stride;
+  std::size_t kv_heads;
+  std::size_t entry() const { return exact ? 4 : 2; }
+  std::size_t head_keys() const { return head_stride * lane_stride; }
+  std::size_t head_values() const { return block_size * head_stride; }
+  std::size_t block_bytes() const { return (head_keys() + head_values()) * kv_heads * entry(); }
+  std::size_t key_offset(std::size_t head) const { return head * head_keys() * entry(); }
+  std::size_t value_offset(std::size_t head) const {
+    return (kv_heads * head_keys() + head * head_values()) * entry();
+  }
+};
+
+struct Rotation {
+  int pairs;
+  bool interleaved;
+};
+
+// One row: rotate its query and key heads in place, write key and value to the cache.
+struct RotateRow {
+  float* qkv;
+  const float* cosines;  // [pairs]
+  const float* sines;
+  Rotation rotation;
+  std::size_t heads;
+  CacheShape cache;
+  std::uint8_t* block;  // the block the row is written to
+  std::size_t offset;   // in the block
+};
+
+// Rows of one sequence and the query heads of one KV head.
+struct AttentionTile {
+  const float* query;  // row 0, first head of the group
+  std::size_t query_stride;
+  float* out;
+  std::size_t out_stride;
+  const std::int32_t* positions;  // [rows], ascending
+  int rows;
+  int group;  // query heads a KV head
+  float scale;
+  CacheShape cache;
+  const std::uint8_t* layer;  // the layer's first block
+  std::size_t kv_head;
+  const std::int32_t* table;  // block ids of the sequence
+  float* scratch;             // attention_scratch() floats
+};
+constexpr int kTileQueries = 32;  // rows · group at most, unless the group alone is larger
+
+inline std::size_t attention_scratch(const CacheShape& cache, std::size_t queries) {
+  return queries * (2 * cache.head_stride + cache.lane_stride + 2) + cache.head_keys() + cache.head_values();
+}
+
+struct Kernels {
+  const char* level;
+  const char* integer;  // how bytes are multiplied; null: there are no integer kernels
+  void (*norm)(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width);
+  void (*gate_multiply)(float* out, const float* gate, const float* up, std::size_t width);
+  void (*add)(float* out, const float* bias, std::size_t width);
+  void (*quantise)(const float* source, std::size_t blocks, std::int8_t* codes, ActivationBlock* out);
+  void (*integer_panel)(const IntegerPanel&);
+  void (*float_panel)(const FloatPanel&);
+  void (*rotate_and_write)(const RotateRow&);
+  void (*attention)(const AttentionTile&);
+  // The largest value and the first index that has it.
+  std::size_t (*largest)(const float* values, std::size_t count);
+  // log(sum(exp(values[i] - shift))) + shift
+  float (*log_sum_exp)(const float* values, std::size_t count, float shift);
+};
+
+}  // namespace headrace

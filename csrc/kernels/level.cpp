@@ -1,0 +1,36 @@
+// The table of one level.
+#include "level.h"
+
+#define HEADRACE_TEXT_(name) #name
+#define HEADRACE_TEXT(name) HEADRACE_TEXT_(name)
+
+namespace headrace::HEADRACE_LEVEL {
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    .level = HEADRACE_TEXT(HEADRACE_LEVEL),
+#if defined(__AVX512F__)
+    .integer = "avx512-vnni",
+#elif defined(__AVX2__)
+    .integer = "avx2-maddubs",
+#else
+    .integer = nullptr,
+#endif
+    .norm = norm,
+    .gate_multiply = gate_multiply,
+    .add = add,
+#if defined(__AVX2__)
+    .quantise = quantise,
+    .integer_panel = integer_panel,
+#else
+    .quantise = nullptr,
+    .integer_panel = nullptr,
+#endif
+    .float_panel = float_panel,
+    .rotate_and_write = rotate_and_write,
+    .attention = attention,
+    .largest = largest,
+    .log_sum_exp = log_sum_exp,
+};
+
+}  // namespace headrace::HEADRACE_LEVEL

@@ -1,0 +1,20 @@
+// What the files of one level share: the declarations behind the level's table of kernels.
+#pragma once
+
+#include "kernels.h"
+#include "vector.h"
+
+namespace headrace::HEADRACE_LEVEL {
+
+void norm(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width);
+void gate_multiply(float* out, const float* gate, const float* up, std::size_t width);
+void add(float* out, const float* bias, std::size_t width);
+std::size_t largest(const float* values, std::size_t count);
+float log_sum_exp(const float* values, std::size_t count, float shift);
+void quantise(const float* source, std::size_t blocks, std::int8_t* codes, ActivationBlock* out);
+void integer_panel(const IntegerPanel& job);
+void float_panel(const FloatPanel& job);
+void rotate_and_write(const RotateRow& job);
+void attention(const AttentionTile& job);
+
+}  // namespace headrace::HEADRACE_LEVEL

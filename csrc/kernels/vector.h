@@ -1,0 +1,107 @@
+// A vector of floats of the level's width, by the compiler's vector extension, and exp on it.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef HEADRACE_LEVEL
+#error "kernels are compiled once a level; HEADRACE_LEVEL names it"
+#endif
+
+namespace headrace::HEADRACE_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef std::int32_t IntVector __attribute__((vector_size(kLanes * 4)));
+
+inline Vector load(const float* from) {
+  Vector value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store(float* to, Vector value) { __builtin_memcpy(to, &value, sizeof value); }
+
+inline Vector splat(float value) { return value - Vector{}; }
+
+inline float sum(Vector value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int width = kLanes / 2; width; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+inline float maximum(Vector value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int width = kLanes / 2; width; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  }
+  return lanes[0];
+}
+
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+
+// 0, 1, 2 ... kLanes - 1
+inline IntVector lane_numbers() {
+  IntVector numbers;
+  for (int i = 0; i < kLanes; ++i) numbers[i] = i;
+  return numbers;
+}
+
+// To the nearest integer, for |value| < 2^22.
+inline Vector nearest(Vector value) {
+  const Vector magic = splat(12582912.0f);
+  return (value + magic) - magic;
+}
+
+// e^x to about 2 units in the last place; 0 below -87, the largest power above 88.
+inline Vector exponential(Vector x) {
+  const Vector top = splat(88.0f), bottom = splat(-87.0f);
+  const Vector clamped = x > top ? top : (x < bottom ? bottom : x);
+  const Vector n = nearest(clamped * 1.44269504f);
+  const Vector r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector p = splat(1.98756915e-4f);
+  p = p * r + 1.39819994e-3f;
+  p = p * r + 8.33345194e-3f;
+  p = p * r + 4.16657962e-2f;
+  p = p * r + 1.66666655e-1f;
+  p = p * r + 5.00000012e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const IntVector bits = (__builtin_convertvector(n, IntVector) + 127) << 23;
+  Vector power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return x < bottom ? Vector{} : p * power;
+}
+
+// binary16 to float and back; to binary16 saturates at its largest value.
+#if defined(__AVX512F__)
+inline Vector load_half(const std::uint16_t* from) {
+  return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+#elif defined(__AVX2__)
+inline Vector load_half(const std::uint16_t* from) {
+  return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+#endif
+
+#if defined(__AVX2__)
+inline std::uint16_t to_half(float value) {
+  const float clamped = value > 65504.0f ? 65504.0f : (value < -65504.0f ? -65504.0f : value);
+  return static_cast<std::uint16_t>(_cvtss_sh(clamped, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
+}  // namespace headrace::HEADRACE_LEVEL

@@ -1,0 +1,34 @@
+// Regions by mmap.
+#include "memory.h"
+
+#include <sys/mman.h>
+
+#include <new>
+
+namespace headrace {
+
+Region::Region(std::size_t bytes) {
+  if (!bytes) return;
+  constexpr std::size_t kHuge = std::size_t{1} << 21;
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) throw std::bad_alloc();
+  if (bytes >= kHuge) madvise(at, bytes, MADV_HUGEPAGE);  // a hint; its failure costs speed only
+  data_ = static_cast<std::uint8_t*>(at);
+  bytes_ = bytes;
+}
+
+Region::~Region() {
+  if (data_) munmap(data_, bytes_);
+}
+
+void Region::grow(std::size_t bytes) {
+  if (bytes > bytes_) *this = Region(bytes);
+}
+
+std::size_t product(std::size_t a, std::size_t b) {
+  std::size_t out;
+  if (__builtin_mul_overflow(a, b, &out) || out >> 47) throw std::bad_alloc();
+  return out;
+}
+
+}  // namespace headrace

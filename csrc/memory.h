@@ -1,0 +1,40 @@
+// Memory of a model: zeroed pages from the system, given back when the owner goes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace headrace {
+
+// Zeroed, page-aligned, not copied. Pages come into being when first touched; large regions ask for
+// huge pages. Throws std::bad_alloc.
+class Region {
+ public:
+  Region() = default;
+  explicit Region(std::size_t bytes);
+  ~Region();
+  Region(Region&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Region& operator=(Region&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  std::uint8_t* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+  // Replace by a larger region where `bytes` do not fit; the content is lost then.
+  void grow(std::size_t bytes);
+
+ private:
+  std::uint8_t* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// a · b, or std::bad_alloc where it does not fit 47 bits: no machine has that.
+std::size_t product(std::size_t a, std::size_t b);
+
+}  // namespace headrace

@@ -1,0 +1,97 @@
+// One loaded model: weights, KV cache, program; runs steps.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "program.h"
+#include "threads.h"
+
+namespace headrace {
+
+struct ModelShape {
+  std::size_t blocks, block_size, vocabulary, layers, kv_heads, head_size;
+};
+
+// Built op by op in the program's order (`builder.cpp`), then run (`executor.cpp`). Buffers and
+// weights are named by their index. Builders throw std::invalid_argument on shapes that do not fit.
+class Model {
+ public:
+  // `exact`: float32 activations and KV, no integer kernels.
+  Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads);
+
+  std::size_t add_buffer(std::size_t width);
+  // `data` must stay readable until the model goes.
+  std::size_t add_weight(Format format, std::size_t rows, std::size_t columns, const std::uint8_t* data);
+
+  void embed(std::size_t out, std::size_t table);
+  void norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add);
+  void linear(std::size_t out, std::size_t source, const std::vector<std::size_t>& weights,
+              const std::vector<std::size_t>& biases);
+  void rotate_and_write(std::size_t qkv, std::size_t layer, std::size_t heads, std::vector<double> frequencies,
+                        bool interleaved);
+  void attention(std::size_t out, std::size_t qkv, std::size_t layer, std::size_t heads, float scale);
+  void gate_multiply(std::size_t out, std::size_t source);
+  void logits(std::size_t source, std::size_t weight);
+
+  // Run a step; with `draws` the result is in step().tokens and .logprobs, without it in logits_of().
+  // Throws std::invalid_argument (batch), std::bad_alloc. Not for two threads at once.
+  void run(const Batch& batch, bool draws);
+  const Step& step() const { return step_; }
+  const float* logits_of(std::size_t sample) const;
+
+  const ModelShape& shape() const { return shape_; }
+  std::map<std::string, std::string> kernel_names() const;
+
+ private:
+  Buffer& buffer(std::size_t index);
+  Weight& weight(std::size_t index);
+  const float* vector_of(std::size_t index, std::size_t width);
+  Buffer& new_buffer(std::size_t width);
+  void have_bytes(Buffer& source);
+  void add_linear(Buffer& out, Buffer& source, const std::vector<std::size_t>& weights, std::vector<float> bias);
+  void pack(Weight& weight);
+  void check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const;
+
+  void prepare(const Batch& batch, bool draws);
+  std::size_t rows_of(const Buffer& buffer) const;
+  std::uint8_t* layer_cache(std::size_t layer) const;
+  void execute(std::size_t op, int member);
+  void execute(const EmbedOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const NormOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const AnglesOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const QuantiseOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const LinearOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const RotateOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const AttentionOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const GateOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const GatherOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const SampleOp& op, std::size_t first, std::size_t last, int member);
+  std::size_t tasks(const Op& op) const;
+
+  const ModelShape shape_;
+  const Kernels& kernels_;
+  const bool exact_;
+  CacheShape cache_shape_;
+  Region cache_;
+  std::deque<Buffer> buffers_;  // deques: ops hold pointers to the elements
+  std::deque<Weight> weights_;
+  std::deque<Angles> angles_;
+  std::vector<Op> ops_;
+  Buffer* sampled_ = nullptr;  // source rows of the logits
+  Buffer* logits_ = nullptr;
+  std::size_t vocabulary_ = 0;  // of the embedding; 0: nothing embeds
+  std::size_t capacity_ = 0;    // rows the buffers hold
+  std::size_t sample_capacity_ = 0;
+  std::size_t scratch_floats_ = 0;
+  Region scratch_;  // scratch_floats_ a member
+  std::deque<std::atomic<std::size_t>> taken_;  // tasks taken, one count an op
+  Step step_;
+  Team team_;  // last: its threads end before what they read goes
+};
+
+}  // namespace headrace

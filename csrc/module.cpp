@@ -1,0 +1,224 @@
+// The Python face: arrays in, arrays out; nothing that a caller passes can reach past its memory.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <unistd.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+
+#include "model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace headrace {
+
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig>;
+
+// Element `i` bytes of an attribute that must be a C-contiguous array of T with `ndim` axes.
+template <typename T>
+struct Field {
+  const T* data;
+  std::size_t size;
+  std::size_t last;  // length of the last axis
+  nb::ndarray<nb::ro> array;
+
+  Field(nb::handle owner, const char* name, std::size_t axes) {
+    nb::object value = nb::getattr(owner, name);
+    if (!nb::try_cast(value, array) || array.dtype() != nb::dtype<T>() || array.ndim() != axes ||
+        array.device_type() != nb::device::cpu::value) {
+      throw std::invalid_argument(std::string(name) + ": expected a numpy array of " +
+                                  (nb::dtype<T>().code == nb::dtype<float>().code ? "float32" : "int32") + " with " +
+                                  std::to_string(axes) + (axes == 1 ? " axis" : " axes"));
+    }
+    std::int64_t step = 1;
+    for (std::size_t axis = axes; axis-- > 0;) {
+      if (array.shape(axis) > 1 && array.stride(axis) != step) {
+        throw std::invalid_argument(std::string(name) + ": expected a C-contiguous array");
+      }
+      step *= static_cast<std::int64_t>(array.shape(axis));
+    }
+    data = static_cast<const T*>(array.data());
+    size = array.size();
+    last = array.shape(axes - 1);
+  }
+};
+
+void read(nb::handle owner, const char* name, std::vector<std::int32_t>* out) {
+  const Field<std::int32_t> field(owner, name, 1);
+  out->assign(field.data, field.data + field.size);
+}
+
+void read_sampling(nb::handle owner, std::vector<SamplingRow>* out) {
+  const Field<float> temperature(owner, "temperature", 1), top_p(owner, "top_p", 1), uniform(owner, "uniform", 1);
+  const Field<std::int32_t> top_k(owner, "top_k", 1);
+  if (top_k.size != temperature.size || top_p.size != temperature.size || uniform.size != temperature.size) {
+    throw std::invalid_argument("sampling: temperature, top_k, top_p and uniform differ in length");
+  }
+  out->resize(temperature.size);
+  for (std::size_t i = 0; i < out->size(); ++i) {
+    (*out)[i] = {temperature.data[i], top_k.data[i], top_p.data[i], uniform.data[i]};
+  }
+}
+
+template <typename T>
+Array<T> owned(const T* from, std::size_t count) {
+  T* copy = new T[count];
+  nb::capsule owner(copy, [](void* at) noexcept { delete[] static_cast<T*>(at); });
+  if (count) std::memcpy(copy, from, count * sizeof(T));
+  return Array<T>(copy, {count}, owner);
+}
+
+std::size_t natural(nb::handle owner, const char* name) {
+  const auto value = nb::cast<std::int64_t>(nb::getattr(owner, name));
+  if (value < 0) throw std::invalid_argument(std::string(name) + " must not be negative");
+  return static_cast<std::size_t>(value);
+}
+
+Format format_of(const std::string& name) {
+  for (int i = 0; i < kFormats; ++i) {
+    if (name == kFormatSizes[i].name) return static_cast<Format>(i);
+  }
+  throw std::invalid_argument("there is no weight format \"" + name + "\"");
+}
+
+}  // namespace
+
+// A model with what Python needs around it: the arrays it reads, a lock, the process it belongs to.
+class Bound {
+ public:
+  Bound(nb::handle program, nb::handle kv, const std::string& level, bool precise, int threads) : process_(getpid()) {
+    if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must be 1 to 1024");
+    const ModelShape shape = {natural(kv, "blocks"),         natural(kv, "block_size"),   natural(program, "vocabulary"),
+                              natural(program, "layers"),    natural(program, "kv_heads"), natural(program, "head_size")};
+    if (!shape.vocabulary || shape.vocabulary >> 31) throw std::invalid_argument("vocabulary must be 1 to 2^31");
+    model_ = std::make_unique<Model>(shape, find_level(level), precise, threads);
+  }
+
+  Model& model() {
+    if (!model_) throw std::invalid_argument("the backend is closed");
+    // A fork copies no threads: the child would wait for the team for ever.
+    if (getpid() != process_) throw std::runtime_error("the backend was loaded by another process; load it again");
+    return *model_;
+  }
+
+  std::size_t weight(const std::string& format, std::size_t rows, std::size_t columns,
+                     nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> data) {
+    const Format kind = format_of(format);
+    const FormatSize& size = size_of(kind);
+    if (columns % static_cast<std::size_t>(size.values) || data.shape(0) != rows ||
+        data.shape(1) != row_bytes(kind, columns)) {
+      throw std::invalid_argument("a weight's bytes do not fit its format, rows and columns");
+    }
+    const std::size_t index = model().add_weight(kind, rows, columns, data.data());
+    arrays_.push_back(data);
+    return index;
+  }
+
+  nb::tuple run(nb::handle batch) {
+    const std::lock_guard lock = step(batch, true);
+    const Step& result = model_->step();
+    return nb::make_tuple(owned(result.tokens.data(), result.tokens.size()),
+                          owned(result.logprobs.data(), result.logprobs.size()));
+  }
+
+  nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig> logits(nb::handle batch) {
+    const std::lock_guard lock = step(batch, false);
+    const std::size_t samples = batch_.samples(), width = model_->shape().vocabulary;
+    float* copy = new float[samples * width];
+    nb::capsule owner(copy, [](void* at) noexcept { delete[] static_cast<float*>(at); });
+    if (samples) std::memcpy(copy, model_->logits_of(0), samples * width * sizeof(float));
+    return {copy, {samples, width}, owner};
+  }
+
+  void close() {
+    nb::gil_scoped_release release;
+    lock_.lock();
+    model_.reset();
+    lock_.unlock();
+    nb::gil_scoped_acquire acquire;
+    arrays_.clear();
+  }
+
+ private:
+  // Run a step and keep the lock, so that the result can be read.
+  std::lock_guard<std::mutex> step(nb::handle batch, bool draws) {
+    {
+      nb::gil_scoped_release release;
+      lock_.lock();
+    }
+    try {
+      Model& running = model();
+      read(batch, "tokens", &batch_.tokens);
+      read(batch, "positions", &batch_.positions);
+      read(batch, "slots", &batch_.slots);
+      read(batch, "row_starts", &batch_.row_starts);
+      read(batch, "context_lengths", &batch_.context_lengths);
+      read(batch, "sampled_rows", &batch_.sampled_rows);
+      const Field<std::int32_t> tables(batch, "block_tables", 2);
+      batch_.block_tables.assign(tables.data, tables.data + tables.size);
+      batch_.widest = tables.last;
+      read_sampling(nb::getattr(batch, "sampling"), &batch_.sampling);
+      nb::gil_scoped_release release;
+      running.run(batch_, draws);
+    } catch (...) {
+      lock_.unlock();
+      throw;
+    }
+    return std::lock_guard<std::mutex>(lock_, std::adopt_lock);
+  }
+
+  const pid_t process_;
+  std::mutex lock_;
+  Batch batch_;
+  std::vector<nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>> arrays_;
+  std::unique_ptr<Model> model_;  // last: it reads the arrays
+};
+
+NB_MODULE(_native, m) {
+  m.doc() = "The CPU backend's kernels and executor.";
+  m.def("levels", [] {
+    std::vector<std::string> names;
+    for (const Kernels* level : available_levels()) names.emplace_back(level->level);
+    return names;
+  });
+  using Index = std::size_t;
+  using Several = std::vector<std::size_t>;
+  nb::class_<Bound>(m, "Model")
+      .def(nb::init<nb::handle, nb::handle, const std::string&, bool, int>(), "program"_a, "kv"_a, "level"_a,
+           "precise"_a, "threads"_a)
+      .def("buffer", [](Bound& self, Index width) { return self.model().add_buffer(width); })
+      .def("weight", &Bound::weight, "format"_a, "rows"_a, "columns"_a, "data"_a)
+      .def("embed", [](Bound& self, Index out, Index table) { self.model().embed(out, table); })
+      .def("norm",
+           [](Bound& self, Index out, Index residual, Index weight, float epsilon, std::optional<Index> add) {
+             self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr);
+           }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none())
+      .def("linear",
+           [](Bound& self, Index out, Index source, const Several& weights, const Several& biases) {
+             self.model().linear(out, source, weights, biases);
+           })
+      .def("rotate_and_write",
+           [](Bound& self, Index qkv, Index layer, Index heads, const std::vector<double>& frequencies,
+              bool interleaved) { self.model().rotate_and_write(qkv, layer, heads, frequencies, interleaved); })
+      .def("attention", [](Bound& self, Index out, Index qkv, Index layer, Index heads,
+                           float scale) { self.model().attention(out, qkv, layer, heads, scale); })
+      .def("gate_multiply", [](Bound& self, Index out, Index source) { self.model().gate_multiply(out, source); })
+      .def("project_to_logits", [](Bound& self, Index source, Index weight) { self.model().logits(source, weight); })
+      .def("run", &Bound::run, "batch"_a)
+      .def("logits", &Bound::logits, "batch"_a)
+      .def("kernels", [](Bound& self) { return self.model().kernel_names(); })
+      .def("close", &Bound::close);
+}
+
+}  // namespace headrace

@@ -1,0 +1,151 @@
+// Packing at load: each format's blocks to the one panel layout.
+#include "panels.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace headrace {
+
+namespace {
+
+// One row's block of 32 columns, taken apart.
+struct Block {
+  std::uint16_t scale = 0;
+  std::uint16_t second = 0;  // minimum, or the scale of the upper 16 columns
+  std::uint8_t codes[kBlock] = {};
+};
+
+bool is_k(Format format) { return size_of(format).values == 256; }
+
+void unpack_small(Format format, const std::uint8_t* block, Block* out) {
+  out->scale = load16(block);
+  const bool minimum = format == Format::Q4_1 || format == Format::Q5_1;
+  const bool five = format == Format::Q5_0 || format == Format::Q5_1;
+  const std::uint8_t* at = block + 2;
+  if (minimum) {
+    out->second = load16(at);
+    at += 2;
+  }
+  if (format == Format::Q8_0) {
+    std::memcpy(out->codes, at, kBlock);
+    return;
+  }
+  std::uint32_t high = 0;
+  if (five) {
+    std::memcpy(&high, at, 4);
+    at += 4;
+  }
+  for (int i = 0; i < 16; ++i) {
+    out->codes[i] = static_cast<std::uint8_t>((at[i] & 15) | (high >> i & 1) << 4);
+    out->codes[i + 16] = static_cast<std::uint8_t>(at[i] >> 4 | (high >> (i + 16) & 1) << 4);
+  }
+}
+
+// The scales of sub-block `sub` (of 8, 32 columns each) of a K block.
+void k_scales(Format format, const std::uint8_t* block, int sub, float* scale, float* second) {
+  if (format == Format::Q6_K) {
+    const float step = half_to_float(load16(block + 208));
+    *scale = step * static_cast<float>(static_cast<std::int8_t>(block[192 + 2 * sub]));
+    *second = step * static_cast<float>(static_cast<std::int8_t>(block[193 + 2 * sub]));
+    return;
+  }
+  int scale_code, minimum_code;
+  k_scale_min(block + 4, sub, &scale_code, &minimum_code);
+  *scale = half_to_float(load16(block)) * static_cast<float>(scale_code);
+  *second = -half_to_float(load16(block + 2)) * static_cast<float>(minimum_code);
+}
+
+// Put a row's block into its lane.
+void place(PanelKind kind, const Block& block, int row, std::uint8_t* out) {
+  std::memcpy(out + 2 * row, &block.scale, 2);
+  out += 32;
+  if (kind == PanelKind::Q4Min || kind == PanelKind::Q5Min || kind == PanelKind::Q6) {
+    std::memcpy(out + 2 * row, &block.second, 2);
+    out += 32;
+  }
+  if (kind == PanelKind::Q8) {
+    for (int group = 0; group < 8; ++group) std::memcpy(out + 64 * group + 4 * row, block.codes + 4 * group, 4);
+    return;
+  }
+  std::uint8_t* high = out + 256;
+  for (int group = 0; group < 4; ++group) {
+    for (int j = 0; j < 4; ++j) {
+      const int first = block.codes[4 * group + j];
+      const int second = block.codes[16 + 4 * group + j];
+      const int at = 4 * row + j;
+      out[64 * group + at] = static_cast<std::uint8_t>((first & 15) | (second & 15) << 4);
+      if (kind == PanelKind::Q6) {
+        high[at] = static_cast<std::uint8_t>(high[at] | (first >> 4) << 2 * group);
+        high[64 + at] = static_cast<std::uint8_t>(high[64 + at] | (second >> 4) << 2 * group);
+      } else if (kind == PanelKind::Q5 || kind == PanelKind::Q5Min) {
+        high[at] = static_cast<std::uint8_t>(high[at] | (first >> 4) << 2 * group | (second >> 4) << (2 * group + 1));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+bool panel_kind(Format format, PanelKind* kind) {
+  switch (format) {
+    case Format::Q4_0: *kind = PanelKind::Q4; return true;
+    case Format::Q4_1:
+    case Format::Q4_K: *kind = PanelKind::Q4Min; return true;
+    case Format::Q5_0: *kind = PanelKind::Q5; return true;
+    case Format::Q5_1:
+    case Format::Q5_K: *kind = PanelKind::Q5Min; return true;
+    case Format::Q6_K: *kind = PanelKind::Q6; return true;
+    case Format::Q8_0: *kind = PanelKind::Q8; return true;
+    default: return false;
+  }
+}
+
+bool scales_fit(Format format, const std::uint8_t* weight, std::size_t rows, std::size_t columns) {
+  if (!is_k(format)) return true;
+  const std::size_t blocks = rows * columns / 256;
+  const std::size_t bytes = static_cast<std::size_t>(size_of(format).bytes);
+  for (std::size_t i = 0; i < blocks; ++i) {
+    for (int sub = 0; sub < 8; ++sub) {
+      float scale, second;
+      k_scales(format, weight + i * bytes, sub, &scale, &second);
+      if (std::fabs(scale) > 65504 || std::fabs(second) > 65504) return false;
+    }
+  }
+  return true;
+}
+
+void pack_panel(Format format, const std::uint8_t* weight, std::size_t rows, std::size_t columns,
+                std::size_t panel, std::uint8_t* out) {
+  PanelKind kind{};
+  panel_kind(format, &kind);
+  const std::size_t step = static_cast<std::size_t>(panel_block_bytes(kind));
+  const std::size_t stride = row_bytes(format, columns);
+  const std::size_t bytes = static_cast<std::size_t>(size_of(format).bytes);
+  const std::size_t blocks = columns / kBlock;
+  std::memset(out, 0, blocks * step);
+  for (int row = 0; row < kPanelRows && panel * kPanelRows + row < rows; ++row) {
+    const std::uint8_t* from = weight + (panel * kPanelRows + row) * stride;
+    Block block;
+    if (!is_k(format)) {
+      for (std::size_t i = 0; i < blocks; ++i) {
+        unpack_small(format, from + i * bytes, &block);
+        place(kind, block, row, out + i * step);
+      }
+      continue;
+    }
+    std::uint8_t codes[256];
+    for (std::size_t i = 0; i < blocks; ++i) {
+      const int sub = static_cast<int>(i % 8);
+      const std::uint8_t* at = from + i / 8 * bytes;
+      if (sub == 0) k_codes(format, at, codes);
+      float scale, second;
+      k_scales(format, at, sub, &scale, &second);
+      block.scale = float_to_half(scale);
+      block.second = float_to_half(second);
+      std::memcpy(block.codes, codes + kBlock * sub, kBlock);
+      place(kind, block, row, out + i * step);
+    }
+  }
+}
+
+}  // namespace headrace

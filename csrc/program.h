@@ -1,0 +1,132 @@
+// The compiled step program: op records with pointers into buffers and weights.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "batch.h"
+#include "kernels/kernels.h"
+#include "memory.h"
+
+namespace headrace {
+
+// A weight as it lies in its file, which the caller keeps mapped, and packed if a Linear asked for it.
+struct Weight {
+  Format format;
+  std::size_t rows, columns;
+  const std::uint8_t* data;
+  Region packed;  // panels; empty where the weight is read as it lies
+  PanelKind kind{};
+  std::vector<float> floats;  // the values of a vector (norm weight, bias), float32
+
+  std::size_t stride() const { return row_bytes(format, columns); }
+  std::size_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
+  std::size_t panel_bytes() const {
+    return columns / kBlock * static_cast<std::size_t>(panel_block_bytes(kind));
+  }
+};
+
+// A float32 matrix of one row per token of the step, and its bytes where an integer kernel reads it.
+struct Buffer {
+  std::size_t width;
+  bool bytes = false;  // an integer kernel reads it
+  Region floats;
+  Region codes;
+  Region blocks;
+
+  void grow(std::size_t rows);
+  // Bytes of columns [first, last), multiples of 32, of a row.
+  void quantise(const Kernels& kernels, std::size_t row, std::size_t first, std::size_t last) const;
+  float* row(std::size_t index) const { return floats.as<float>() + index * width; }
+  Activations activations() const {
+    return {codes.as<std::int8_t>(), blocks.as<ActivationBlock>(), width};
+  }
+};
+
+// cos and sin of every row's angles, shared by the ops that have the same frequencies.
+struct Angles {
+  std::vector<double> frequencies;
+  bool interleaved;
+  Region table;  // [rows, 2, pairs]
+};
+
+struct EmbedOp {
+  Buffer* out;
+  const Weight* table;
+};
+// Where `quantise` is set, an op also writes the bytes of its `out`.
+struct NormOp {
+  Buffer* out;
+  Buffer* residual;
+  const Buffer* add;  // or null
+  const float* weight;
+  float epsilon;
+  bool quantise = false;
+};
+struct AnglesOp {
+  Angles* angles;
+};
+// To bytes, where the op that wrote the buffer could not do it.
+struct QuantiseOp {
+  Buffer* buffer;
+};
+struct LinearPart {
+  const Weight* weight;
+  std::size_t column;  // of the output
+};
+struct LinearOp {
+  Buffer* out;
+  const Buffer* source;
+  std::vector<LinearPart> parts;
+  std::vector<float> bias;  // of the whole width, or empty
+};
+struct RotateOp {
+  Buffer* qkv;
+  std::size_t layer, heads;
+  const Angles* angles;
+};
+struct AttentionOp {
+  Buffer* out;
+  const Buffer* qkv;
+  std::size_t layer, heads;
+  float scale;
+  bool quantise = false;
+};
+struct GateOp {
+  Buffer* out;
+  const Buffer* source;
+  bool quantise = false;
+};
+// The sampled rows, gathered for the last linear.
+struct GatherOp {
+  Buffer* out;
+  const Buffer* source;
+  bool quantise = false;
+};
+struct SampleOp {
+  const Buffer* logits;
+};
+
+using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, RotateOp, AttentionOp, GateOp, GatherOp,
+                        SampleOp>;
+
+// Rows [begin, end) of a sequence that attention takes together.
+struct RowTile {
+  std::size_t sequence, begin, end;
+};
+
+// What one step reads and writes besides buffers.
+struct Step {
+  const Batch* batch;
+  std::vector<RowTile> tiles;
+  Region candidates;                // one vocabulary a thread, where a row is drawn
+  std::vector<std::int32_t> tokens;  // out, [samples]
+  std::vector<float> logprobs;       // out, [samples]
+  bool draws;                        // false: stop at the logits
+};
+
+}  // namespace headrace

@@ -1,0 +1,83 @@
+// Waiting: spin first, since the others are usually microseconds away, then sleep on the value.
+#include "threads.h"
+
+#include <chrono>
+
+namespace headrace {
+
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void wait_past(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+Team::Team(int size) : size_(size) {
+  threads_.reserve(static_cast<std::size_t>(size));
+  try {
+    for (int i = 1; i < size; ++i) threads_.emplace_back([this, i] { member(i); });
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+Team::~Team() { stop(); }
+
+void Team::stop() {
+  ending_ = true;
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void Team::member(int index) {
+  std::uint32_t round = 0;
+  for (;;) {
+    wait_past(round_, round);
+    ++round;
+    if (ending_) return;
+    (*work_)(index);
+    barrier();
+  }
+}
+
+void Team::run(const std::function<void(int)>& work) {
+  work_ = &work;
+  round_.fetch_add(1, std::memory_order_release);
+  round_.notify_all();
+  work(0);
+  barrier();
+}
+
+void Team::barrier() {
+  if (size_ == 1) return;
+  const std::uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<std::uint32_t>(size_)) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.fetch_add(1, std::memory_order_release);
+    phase_.notify_all();
+  } else {
+    wait_past(phase_, phase);
+  }
+}
+
+}  // namespace headrace

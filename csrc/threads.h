@@ -1,0 +1,43 @@
+// A team of threads that runs one function together, step after step.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace headrace {
+
+// Spins for tens of microseconds, then sleeps in the kernel: an idle team uses no processor time.
+// Threads are not pinned: where several processes share a machine, the kernel places them better.
+class Team {
+ public:
+  // The calling thread is member 0; size - 1 threads are started. Throws std::system_error.
+  explicit Team(int size);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  int size() const { return size_; }
+
+  // Every member calls work(member); returns when all have. `work` must not throw.
+  void run(const std::function<void(int)>& work);
+
+  // Inside `work`: wait until all members are here.
+  void barrier();
+
+ private:
+  void member(int index);
+  void stop();
+
+  const int size_;
+  std::vector<std::thread> threads_;
+  const std::function<void(int)>* work_ = nullptr;
+  bool ending_ = false;
+  alignas(64) std::atomic<std::uint32_t> round_{0};    // counts calls of run
+  alignas(64) std::atomic<std::uint32_t> arrived_{0};  // members at the barrier
+  alignas(64) std::atomic<std::uint32_t> phase_{0};    // counts barriers
+};
+
+}  // namespace headrace

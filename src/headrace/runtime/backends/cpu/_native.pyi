@@ -1,0 +1,37 @@
+"""The native module: see csrc/module.cpp. All errors of input raise ValueError or TypeError."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...models.program import Program
+from ..base import Batch, Float32, Int32, KVLayout
+
+def levels() -> list[str]:
+    """The instruction levels that this processor runs, the best first."""
+
+class Model:
+    """A model's native program. Buffers and weights are named by the index that adding returned."""
+
+    def __init__(
+        self, program: Program, kv: KVLayout, level: str, precise: bool, threads: int
+    ) -> None: ...
+    def buffer(self, width: int) -> int: ...
+    def weight(self, format: str, rows: int, columns: int, data: NDArray[np.uint8]) -> int:
+        """`data` is uint8 [rows, bytes a row]; it is kept, not copied."""
+    def embed(self, out: int, table: int, /) -> None: ...
+    def norm(
+        self, out: int, residual: int, weight: int, epsilon: float, add: int | None
+    ) -> None: ...
+    def linear(self, out: int, source: int, weights: list[int], biases: list[int], /) -> None: ...
+    def rotate_and_write(
+        self, qkv: int, layer: int, heads: int, frequencies: list[float], interleaved: bool, /
+    ) -> None: ...
+    def attention(self, out: int, qkv: int, layer: int, heads: int, scale: float, /) -> None: ...
+    def gate_multiply(self, out: int, source: int, /) -> None: ...
+    def project_to_logits(self, source: int, weight: int, /) -> None: ...
+    def run(self, batch: Batch) -> tuple[Int32, Float32]:
+        """Tokens and log-probabilities, [samples] each. Releases the GIL."""
+    def logits(self, batch: Batch) -> Float32:
+        """Logits, float32 [samples, vocabulary]. Releases the GIL."""
+    def kernels(self) -> dict[str, str]: ...
+    def close(self) -> None: ...

@@ -1,0 +1,80 @@
+"""From a step program to the native one: names become indices, once, at load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from ...models.program import (
+    Attention,
+    Embed,
+    GateMultiply,
+    Linear,
+    Logits,
+    Norm,
+    Op,
+    Program,
+    RotateAndWrite,
+)
+from ...weights.tensor import Tensor
+from ._native import Model
+
+
+def compile_program(model: Model, program: Program, weights: Mapping[str, Tensor]) -> None:
+    """Add the program's buffers, weights and ops to `model`.
+
+    Raises ValueError where an op names what is not there or shapes do not fit.
+    """
+    buffers = {name: model.buffer(width) for name, width in program.buffers.items()}
+    buffer = partial(find, buffers, "buffer")
+    added: dict[str, int] = {}
+
+    def weight(name: str) -> int:
+        if name not in added:
+            tensor = weights.get(name)
+            if tensor is None:
+                raise ValueError(f"the program reads weight '{name}', which the model lacks")
+            data = np.ascontiguousarray(tensor.data)
+            added[name] = model.weight(tensor.format, tensor.rows, tensor.columns, data)
+        return added[name]
+
+    for op in program.ops:
+        add_op(model, op, buffer, weight)
+
+
+def find(known: Mapping[str, int], kind: str, name: str) -> int:
+    """The index of `name`."""
+    if name not in known:
+        raise ValueError(f"the program has no {kind} '{name}'")
+    return known[name]
+
+
+def add_op(
+    model: Model, op: Op, buffer: Callable[[str], int], weight: Callable[[str], int]
+) -> None:
+    """Add one op."""
+    match op:
+        case Embed():
+            model.embed(buffer(op.out), weight(op.table))
+        case Norm():
+            add = None if op.add is None else buffer(op.add)
+            out, residual = buffer(op.out), buffer(op.residual)
+            model.norm(out, residual, weight(op.weight), op.epsilon, add)
+        case Linear():
+            parts = [weight(name) for name in op.weights]
+            biases = [weight(name) for name in op.biases]
+            model.linear(buffer(op.out), buffer(op.source), parts, biases)
+        case RotateAndWrite():
+            rope = op.rope
+            frequencies = list(rope.frequencies)
+            model.rotate_and_write(
+                buffer(op.qkv), op.layer, op.heads, frequencies, rope.interleaved
+            )
+        case Attention():
+            model.attention(buffer(op.out), buffer(op.qkv), op.layer, op.heads, op.scale)
+        case GateMultiply():
+            model.gate_multiply(buffer(op.out), buffer(op.source))
+        case Logits():
+            model.project_to_logits(buffer(op.source), weight(op.weight))
