@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -20,7 +22,7 @@ from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import resolve
 from headrace.gateway.admission import Admission
 from headrace.gateway.app import build
-from headrace.gateway.services import Services
+from headrace.gateway.services import HEARTBEAT, Services
 from headrace.observability.metrics import Metrics
 from headrace.observability.recorder import Recorder
 from headrace.providers.base import Provider
@@ -51,6 +53,7 @@ class App:
         models: Mapping[str, Path],
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
+        heartbeat: float = HEARTBEAT,
     ) -> App:
         """Wire everything. `models` maps the references of local models to their files.
 
@@ -76,6 +79,7 @@ class App:
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,
             clock=clock,
+            heartbeat=heartbeat,
         )
         return cls(services, recorder)
 
@@ -104,27 +108,58 @@ class App:
         await self.close()
 
 
-def serve(app: App, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM; blocks. Raises what `App.start` raises.
+def serve(app: App, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a bound `listener` until SIGINT or SIGTERM; blocks. Raises what `App.start` raises.
 
-    When told to stop, no call is taken any more and running ones get `GRACE` seconds; those that
-    are not done by then end with an error event.
+    `ready` is called once, when calls can come. When told to stop, no call is taken any more and
+    running ones get `GRACE` seconds; those that are not done by then end with an error event. A
+    second signal stops at once.
     """
-    server = uvicorn.Server(server_config(app.asgi, host, port))
+    host, port = listener.getsockname()[:2]
+    server = _Server(server_config(app.asgi, host, port), ready)
     app.stopping = lambda: server.should_exit
 
     async def run() -> None:
-        await app.start()  # here and not by the lifespan, so that a failure reaches the caller
+        # Signals are taken here, not by uvicorn: it would send them to us again before `close`.
+        loop, main = asyncio.get_running_loop(), asyncio.current_task()
+
+        def stop() -> None:
+            server.force_exit = server.should_exit
+            server.should_exit = True
+            if not server.started and main is not None:
+                main.cancel()  # still loading
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
         try:
-            await server.serve()
+            await app.start()  # here and not by the lifespan, so that a failure reaches the caller
+            await server.serve(sockets=[listener])
         finally:
             await app.close()
 
-    try:
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(run())
-    except KeyboardInterrupt:
-        return
+    with (
+        suppress(asyncio.CancelledError),
+        asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
+    ):
+        runner.run(run())
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says when it listens and leaves the signals to `serve`."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then tell."""
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
 
 
 def server_config(asgi: ASGIApp, host: str, port: int) -> uvicorn.Config:

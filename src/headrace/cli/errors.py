@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
+from headrace.config.load import ConfigurationError
 from headrace.protocol.errors import HeadraceError
 from headrace.registry.errors import RegistryError
 from headrace.runtime.request import RequestRefused
@@ -16,16 +17,17 @@ class CommandError(Exception):
     """The command cannot do what was asked; the message is the one line the user sees."""
 
 
-EXPECTED = (CommandError, HeadraceError, RegistryError, RequestRefused)
+EXPECTED = (CommandError, ConfigurationError, HeadraceError, RegistryError, RequestRefused)
 
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn expected errors into one line on stderr and exit status 1, Ctrl-C into 130."""
+    """Turn expected errors into a line on stderr and exit status 1, Ctrl-C into 130."""
     try:
         yield
     except EXPECTED as error:
-        typer.echo(f"headrace: {error}", err=True)
+        for line in str(error).splitlines():  # a configuration may have several problems
+            typer.echo(f"headrace: {line}", err=True)
         raise typer.Exit(1) from None
     except BrokenPipeError:
         raise typer.Exit(141) from None  # `headrace ... | head`

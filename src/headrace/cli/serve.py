@@ -1,0 +1,137 @@
+"""`headrace serve`."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from msgspec.structs import replace
+from sqlalchemy.exc import SQLAlchemyError
+
+import headrace
+from headrace import app as platform
+from headrace.cli.configuration import changed, choose
+from headrace.cli.errors import CommandError
+from headrace.cli.progress import shown
+from headrace.config.load import Loaded
+from headrace.config.schema import LOCAL, Configuration
+from headrace.config.secrets import SecretError
+from headrace.providers.local import LocalProvider
+from headrace.registry.pull import pull
+from headrace.runtime.process import EngineFailed
+
+
+def serve(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Configuration file. Default: ./headrace.yaml, else built in."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="REF", help="Also serve this model, and first.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on. [8000]")
+    ] = None,
+) -> None:
+    """Serve models on an OpenAI-compatible port, with a page that shows every call.
+
+    \b
+    headrace serve
+    headrace serve headrace.yaml --port 9000
+    headrace serve --model hf:org/name
+    """
+    began = time.monotonic()
+    loaded = _with_address(choose(config, model), host, port)
+    server = loaded.configuration.server
+    with _listen(server.host, server.port) as listener:
+        models = _pull(loaded.configuration)
+        try:
+            app = platform.App.build(loaded, models)
+            platform.serve(app, listener, lambda: _greet(app, listener, time.monotonic() - began))
+        except (SecretError, EngineFailed) as error:
+            raise CommandError(str(error)) from error
+        except (OSError, SQLAlchemyError) as error:
+            raise CommandError(f"Cannot open the call log: {error}") from error
+
+
+def _with_address(loaded: Loaded, host: str | None, port: int | None) -> Loaded:
+    server = loaded.configuration.server
+    server = replace(
+        server,
+        host=server.host if host is None else host,
+        port=server.port if port is None else port,
+    )
+    return changed(loaded, replace(loaded.configuration, server=server))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind first: a taken port is known before a model is loaded."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except socket.gaierror:
+        raise CommandError(f"There is no address '{host}' to listen on.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"Port {port} on {host} is taken. Stop what uses it, or choose another: --port."
+            ) from None
+        raise CommandError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+
+
+def _pull(configuration: Configuration) -> dict[str, Path]:
+    """The files of all local models by reference; those that are not here are fetched."""
+    sources = {m.source for m in configuration.models.values() if m.provider == LOCAL}
+    with shown() as progress:
+        return {source: pull(source, progress) for source in sorted(sources)}
+
+
+def _greet(app: platform.App, listener: socket.socket, seconds: float) -> None:
+    """Say where, what and how, and a line to paste."""
+    configuration = app.services.configuration
+    host, port = listener.getsockname()[:2]
+    address = f"http://{_reachable(host)}:{port}"
+    lines = [f"Headrace {headrace.__version__} is ready after {seconds:.1f} s.", ""]
+    lines.append(f"  address  {address}/v1   (page: {address}/)")
+    local = app.services.providers.get(LOCAL)
+    engines = local.engines if isinstance(local, LocalProvider) else {}
+    for name, model in configuration.models.items():
+        engine = engines.get(model.source) if model.provider == LOCAL else None
+        if engine is None or engine.loaded is None:
+            lines.append(f"  model    {name} at {model.provider}")
+            continue
+        formats = ", ".join(engine.loaded.formats)
+        lines.append(f"  model    {name} ({formats}; context {engine.loaded.context})")
+        kernels = ", ".join(sorted(set(engine.loaded.kernels.values())))
+        lines.append(f"  kernels  {engine.loaded.backend}: {kernels}")
+    first = next(iter(configuration.models))
+    body = {"model": first, "messages": [{"role": "user", "content": "Say hello."}]}
+    lines += [
+        "",
+        "Try it:",
+        "",
+        f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d {_quoted(json.dumps(body))}",
+        "",
+        "Ctrl-C stops.",
+    ]
+    typer.echo("\n".join(lines))
+
+
+def _reachable(host: str) -> str:
+    """An address of this machine that a client can use, for one that the server listens on."""
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        return "127.0.0.1"
+    return f"[{host}]" if address.version == 6 else host
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
