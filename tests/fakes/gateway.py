@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
 import uvicorn
 
 from headrace.app import App, server_config
@@ -25,8 +26,13 @@ from headrace.config.schema import (
     Timeouts,
     UpstreamProvider,
 )
+from headrace.gateway.services import HEARTBEAT
 from headrace.observability.record import CallRecord
 from tests.fakes.upstream import FakeUpstream
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+_Posting = contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,12 @@ class Running:
     server: uvicorn.Server
     url: str
     port: int
+    http: aiohttp.ClientSession
+
+    def post(self, body: object, path: str = CHAT, **headers: str) -> _Posting:
+        """POST `body` as JSON; headers' names are given with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.http.post(self.url + path, json=body, headers=named)
 
     async def records(self) -> list[CallRecord]:
         """All calls on record, oldest first."""
@@ -50,11 +62,13 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    configuration: Configuration, models: Mapping[str, Path] | None = None
+    configuration: Configuration,
+    models: Mapping[str, Path] | None = None,
+    heartbeat: float = HEARTBEAT,
 ) -> AsyncIterator[Running]:
     """The gateway of `configuration`, started and closed."""
     loaded = Loaded(configuration, version_of(configuration))
-    app = App.build(loaded, models or {}, environ={"TEST_KEY": "sk-test"})
+    app = App.build(loaded, models or {}, environ={"TEST_KEY": "sk-test"}, heartbeat=heartbeat)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     port = listener.getsockname()[1]
     await app.start()
@@ -62,7 +76,8 @@ async def running(
     app.stopping = lambda: server.should_exit
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        yield Running(app, server, f"http://127.0.0.1:{port}", port)
+        async with aiohttp.ClientSession() as http:
+            yield Running(app, server, f"http://127.0.0.1:{port}", port, http)
     finally:
         server.should_exit = True
         await serving

@@ -38,3 +38,9 @@ async def client(gateway: Running) -> AsyncIterator[openai.AsyncOpenAI]:
         base_url=f"{gateway.url}/v1", api_key="none", max_retries=0
     ) as client:
         yield client
+
+
+@pytest.fixture
+async def quick_heartbeat(first: FakeUpstream, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(configured(tmp_path, first), heartbeat=0.02) as gateway:
+        yield gateway
