@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .backends import reference
-from .backends.base import Backend, KVLayout, Load
+from .backends.base import Backend, KVLayout
+from .backends.choice import AUTO, choose
 from .kvcache import BlockPool
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .models.program import decoder_program
@@ -42,7 +42,6 @@ from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
 from .sequence import Sequence
 from .text.detokenizer import Detokenizer, StopStrings
 
-BACKENDS: Mapping[str, Load] = {"reference": reference.load}
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +49,7 @@ log = logging.getLogger(__name__)
 class EngineOptions:
     """How an engine runs. `threads` 0: as many as this process may use."""
 
-    backend: str = "auto"
+    backend: str = AUTO
     threads: int = 0
     kv_tokens: int = 32_768
     block_size: int = 32
@@ -108,13 +107,11 @@ class Engine:
 
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
+        load = choose(options.backend)
         checkpoint = load_checkpoint(path)
-        name = "reference" if options.backend == "auto" else options.backend
-        if name not in BACKENDS:
-            raise ValueError(f"backend '{name}'; there are: auto, {', '.join(BACKENDS)}")
         kv = KVLayout(-(-options.kv_tokens // options.block_size), options.block_size)
         program = decoder_program(checkpoint.architecture)
-        backend = BACKENDS[name](program, checkpoint.weights, kv, options.threads)
+        backend = load(program, checkpoint.weights, kv, options.threads)
         return cls(checkpoint, backend, options.limits)
 
     @property
