@@ -33,6 +33,10 @@ DRAIN = 0.05  # seconds an upstream has to end its answer after saying [DONE]
 
 _encoder = msgspec.json.Encoder()
 
+# aiohttp says RuntimeError where a connection is closed under a call, ValueError where what came
+# is not HTTP.
+_CONNECTION_FAULTS = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
+
 
 class OpenAIProvider:
     """A `providers.base.Provider` over one pool of connections.
@@ -112,7 +116,8 @@ class OpenAIProvider:
         patience = _Patience(self.name, self._settings.timeouts)
         async with self._slot(), self._answer(request, model, patience) as response:
             if response.content_type == "application/json":
-                for event in translator.feed(await self._body(response, patience)):
+                body = await self._body(response, patience, MAX_ANSWER_BYTES)
+                for event in translator.feed(body):
                     yield event
             elif response.content_type == CONTENT_TYPE:
                 pieces = SSEDecoder()
@@ -188,12 +193,13 @@ class OpenAIProvider:
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             raise UpstreamError(f"Provider '{self.name}' is not running.")
+        base_url = self._settings.base_url
         path = "/chat/completions" if request.endpoint == "chat" else "/completions"
         try:
             async with patience.asking() as limit:
                 return await self._session.post(
-                    self._settings.base_url.rstrip("/") + path,
-                    data=_encoder.encode(self._request_body(request, model)),
+                    base_url.rstrip("/") + path,
+                    data=_encoder.encode(request_body(request, model, base_url)),
                     allow_redirects=False,
                     trace_request_ctx=(patience, limit),
                 )
@@ -204,38 +210,8 @@ class OpenAIProvider:
             ) from None
         except TimeoutError:
             raise patience.error() from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except _CONNECTION_FAULTS as error:
             raise self._broken(error) from None
-
-    def _request_body(self, request: GenerationRequest, model: str) -> dict[str, Any]:
-        """The request in OpenAI's words. `extra` goes as it came but overrides nothing."""
-        options = request.extra.get("stream_options")
-        body: dict[str, Any] = {
-            **request.extra,
-            "model": model,
-            "stream": True,
-            "stream_options": {
-                **(options if isinstance(options, dict) else {}),
-                "include_usage": True,
-            },
-        }
-        if request.endpoint == "chat":
-            body["messages"] = [_turn(message) for message in request.messages or ()]
-        else:
-            body["prompt"] = request.prompt
-        limit = "max_tokens"
-        if request.endpoint == "chat" and _is_openai(self._settings.base_url):
-            limit = "max_completion_tokens"  # its newer models refuse the old name
-        given = {
-            limit: request.max_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k,
-            "seed": request.seed,
-            "stop": request.stop or None,
-        }
-        body.update((name, value) for name, value in given.items() if value is not None)
-        return body
 
     async def _read(self, response: aiohttp.ClientResponse, patience: _Patience) -> bytes:
         """The next bytes of the answer; empty at its end."""
@@ -244,11 +220,11 @@ class OpenAIProvider:
                 return await response.content.readany()
         except TimeoutError:
             raise patience.error() from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except _CONNECTION_FAULTS as error:
             raise self._broken(error) from None
 
     async def _body(
-        self, response: aiohttp.ClientResponse, patience: _Patience, limit: int = MAX_ANSWER_BYTES
+        self, response: aiohttp.ClientResponse, patience: _Patience, limit: int
     ) -> bytes:
         """The whole body. Raises UpstreamError if it is over `limit` bytes."""
         body = bytearray()
@@ -329,6 +305,40 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
         async with asyncio.timeout(DRAIN):
             while await response.content.readany():
                 pass
+
+
+def request_body(request: GenerationRequest, model: str, base_url: str) -> dict[str, Any]:
+    """`request` in OpenAI's words, for the upstream at `base_url`.
+
+    `extra` goes as it came but overrides nothing.
+    """
+    options = request.extra.get("stream_options")
+    body: dict[str, Any] = {
+        **request.extra,
+        "model": model,
+        "stream": True,
+        "stream_options": {
+            **(options if isinstance(options, dict) else {}),
+            "include_usage": True,
+        },
+    }
+    if request.endpoint == "chat":
+        body["messages"] = [_turn(message) for message in request.messages or ()]
+    else:
+        body["prompt"] = request.prompt
+    limit = "max_tokens"
+    if request.endpoint == "chat" and _is_openai(base_url):
+        limit = "max_completion_tokens"  # its newer models refuse the old name
+    given = {
+        limit: request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "seed": request.seed,
+        "stop": request.stop or None,
+    }
+    body.update((name, value) for name, value in given.items() if value is not None)
+    return body
 
 
 def _turn(message: Message) -> dict[str, Any]:
