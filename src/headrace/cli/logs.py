@@ -58,7 +58,7 @@ COLUMNS = (
     Column("provider", 12, lambda call: call.provider or "-"),
     Column("cache", 6, lambda call: call.cache),
     Column("ttft", 8, lambda call: _milliseconds(call.ttft)),
-    Column("time", 9, lambda call: _milliseconds(call.duration)),
+    Column("total", 9, lambda call: _milliseconds(call.duration)),
     Column("in", 6, lambda call: str(call.prompt_tokens)),
     Column("out", 6, lambda call: str(call.completion_tokens)),
     Column("dollars", 10, lambda call: f"{call.cost:.6f}"),

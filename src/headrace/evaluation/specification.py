@@ -17,7 +17,6 @@ from headrace.evaluation.graders import Grader, fault
 from headrace.observability.record import CallStatus
 
 Count = Annotated[int, Meta(ge=1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class CallQuery(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +63,7 @@ class Specification(Struct, frozen=True, forbid_unknown_fields=True):
     dataset: Dataset
     target: Target
     graders: Annotated[list[Grader], Meta(min_length=1)]
-    bars: dict[str, Share] = {}
+    bars: dict[str, float] = {}
     bars_on: Literal["lower_bound", "mean"] = "lower_bound"
     seed: int | None = 0
 
@@ -93,7 +92,7 @@ def load_specification(path: Path) -> Specification:
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"(?:missing required|contains unknown) field `(?P<field>[^`]*)`")
-_STEP = re.compile(r"\.(?P<name>[^.\[]+)|\[(?P<place>\d+)\]")
+_STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<place>\d+)\]")
 
 
 def _problem(document: Document, message: str) -> Problem:
@@ -128,7 +127,9 @@ def _contradictions(specification: Specification) -> list[tuple[FieldPath, str]]
         wrong = fault(grader)
         if wrong is not None:
             found.append((("graders", place, wrong[0]), wrong[1]))
-    for name in specification.bars:
+    for name, bar in specification.bars.items():
+        if not 0 <= bar <= 1:
+            found.append((("bars", name), "expected a share, from 0 to 1"))
         if name not in names:
             message = f"no grader has this name; there are {', '.join(sorted(names))}"
             found.append((("bars", name), message))
