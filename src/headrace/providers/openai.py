@@ -29,7 +29,7 @@ from headrace.providers.refusals import error_for, read_refusal, retry_after
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # as framed by the upstream
 MAX_ERROR_BYTES = 64 * 1024
-DRAIN = 0.05  # seconds an upstream has to end its answer after saying [DONE]
+DRAIN = 0.02  # seconds an upstream has to end its answer after saying [DONE]
 
 _encoder = msgspec.json.Encoder()
 

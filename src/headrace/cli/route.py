@@ -1,0 +1,82 @@
+"""`headrace route`: where a request would go, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli.configuration import choose
+from headrace.cli.errors import CommandError
+from headrace.protocol.generation import GenerationRequest, Message
+from headrace.protocol.json import decode_object
+from headrace.protocol.openai import chat_request, completion_request
+from headrace.router.plan import HealthSnapshot, Plan
+from headrace.router.select import plan
+
+route_app = typer.Typer(
+    help="Explain where a request would go.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@route_app.callback()
+def _route() -> None:
+    """Explain where a request would go."""
+
+
+@route_app.command()
+def explain(
+    model: Annotated[str | None, typer.Option(help="The model that a caller asks for.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration file (default: ./headrace.yaml, or the built-in one)."),
+    ] = None,
+    body: Annotated[
+        Path | None,
+        typer.Option(help="A file with a request's JSON body; its model holds without --model."),
+    ] = None,
+) -> None:
+    """Print the plan for a request: what would be tried, in which order, and why.
+
+    \b
+    headrace route explain --model smollm2-135m
+    headrace route explain --config headrace.yaml --body request.json
+
+    The plan is the one that a server with this file would make while all providers are well.
+    """
+    loaded = choose(config)
+    request = _request(model, body)
+    decision = plan(request, loaded.configuration, loaded.version, HealthSnapshot())
+    typer.echo(_explained(request, decision))
+
+
+def _request(model: str | None, body: Path | None) -> GenerationRequest:
+    if body is None:
+        if model is None:
+            raise CommandError("say which request: --model NAME, or --body FILE.")
+        message = Message(role="user", content="")
+        return GenerationRequest(endpoint="chat", model=model, messages=(message,))
+    try:
+        fields = decode_object(body.read_bytes())
+    except OSError as error:
+        raise CommandError(f"{body}: cannot be read: {error.strerror}") from None
+    if model is not None:
+        fields["model"] = model
+    return completion_request(fields) if "prompt" in fields else chat_request(fields)
+
+
+def _explained(request: GenerationRequest, decision: Plan) -> str:
+    lines = [
+        f"model      {request.model}",
+        f"route      {decision.route}",
+        f"version    {decision.version}",
+    ]
+    for place, attempt in enumerate(decision.attempts, start=1):
+        target = f"{attempt.model} ({attempt.upstream_model} at {attempt.provider})"
+        lines.append(f"{f'try {place}':<10} {target}: {attempt.reason}")
+    for skipped in decision.skipped:
+        lines.append(f"{'skip':<10} {skipped.model} (at {skipped.provider}): {skipped.reason}")
+    if not decision.skipped:
+        lines.append(f"{'skip':<10} none")
+    return "\n".join(lines)
