@@ -11,7 +11,7 @@ other fields that this module does not know go to `extra`; null counts as not gi
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -235,4 +235,6 @@ def _invalid_field(problem: str) -> InvalidField:
     if missing:
         path = f"{path}.{missing['name']}" if path else missing["name"]
         return InvalidField(path, "this field is required.")
+    if path.endswith(".role"):
+        what = f"expected one of {', '.join(get_args(Role))}"
     return InvalidField(path or "body", what[:1].lower() + what[1:].replace("`", "") + ".")

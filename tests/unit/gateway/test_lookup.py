@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from headrace.config.schema import Cache
-from tests.fakes.gateway import Running, configured, running
+from tests.fakes.gateway import CHAT, Running, configured, running
 from tests.fakes.upstream import (
     Cut,
     FakeUpstream,
@@ -148,16 +148,15 @@ async def test_equal_calls_at_the_same_time_share_one_execution(
 ) -> None:
     gate = Gate()
     first.answer(gated(gate))
-    calls = [asyncio.create_task(ask(gateway, FIXED))]
+    leader = asyncio.create_task(ask(gateway, FIXED))
     await gate.reached.wait()
-    bodies = [FIXED, {**FIXED, "stream": True}, {**FIXED, "stream": True}]
-    sharers = [gateway.http.post(gateway.url + "/v1/chat/completions", json=b) for b in bodies]
-    calls += [asyncio.create_task(_finish(sharer)) for sharer in sharers]
-    await _running(gateway, 4)
+    followers = [await join(gateway) for _ in range(3)]
     gate.opened.set()
-    outcomes = await asyncio.gather(*calls)
-    assert [text for text, _ in outcomes] == ["Hello"] * 4
-    assert [outcome for _, outcome in outcomes] == ["miss", "shared", "shared", "shared"]
+    assert await leader == ("Hello", "miss")
+    for follower in followers:
+        assert text_of(await follower.text()) == "Hello"
+        assert follower.headers["x-headrace-cache"] == "shared"
+        assert follower.headers["x-headrace-model"] == "first"
     assert len(first.received) == 1
     records = await gateway.records()
     assert sum(record.cost > 0 for record in records) == 1
@@ -170,57 +169,42 @@ async def test_one_who_hangs_up_does_not_end_it_for_the_others(
 ) -> None:
     gate = Gate()
     first.answer(gated(gate))
-    leader = asyncio.create_task(ask(gateway, FIXED))
-    await gate.reached.wait()
-    follower = asyncio.create_task(ask(gateway, {**FIXED, "stream": True}))
-    await _running(gateway, 2)
+    leader = await join(gateway)
+    follower = await join(gateway)
     gone, stays = (leader, follower) if leaves == "leader" else (follower, leader)
-    gone.cancel()
-    await asyncio.wait([gone])
-    await _running(gateway, 1)
+    gone.close()
+    await running_calls(gateway, 1)
     gate.opened.set()
-    text, outcome = await stays
-    assert text == "Hello"
-    assert outcome == ("shared" if leaves == "leader" else "miss")
+    assert text_of(await stays.text()) == "Hello"
+    assert stays.headers["x-headrace-cache"] == ("shared" if leaves == "leader" else "miss")
     assert not first.received[0].left.is_set()
     assert sorted(record.status for record in await gateway.records()) == ["cancelled", "ok"]
 
 
 async def test_the_last_one_to_hang_up_stops_it(gateway: Running, first: FakeUpstream) -> None:
-    gate = Gate()
-    first.answer(gated(gate))
-    both = [asyncio.create_task(ask(gateway, FIXED))]
-    await gate.reached.wait()
-    both.append(asyncio.create_task(ask(gateway, {**FIXED, "stream": True})))
-    await _running(gateway, 2)
-    for task in both:
-        task.cancel()
-    await asyncio.wait(both)
-    await gateway.idle()
+    first.answer(gated(Gate()))
+    leader, follower = await join(gateway), await join(gateway)
+    leader.close()
+    follower.close()
     await first.received[0].left.wait()
+    await gateway.idle()
     assert len(gateway.app.services.flights) == 0
     assert [record.status for record in await gateway.records()] == ["cancelled"] * 2
     first.answer(chat("anew"))
     assert await ask(gateway, FIXED) == ("anew", "miss")
 
 
-async def test_a_failed_execution_fails_for_all_who_share_it(
-    gateway: Running, first: FakeUpstream, second: FakeUpstream
+async def test_an_execution_that_breaks_breaks_for_all_who_share_it(
+    gateway: Running, first: FakeUpstream
 ) -> None:
     gate = Gate()
-    first.answer(Script([gate, Cut()]))
-    second.answer(failing(503, headers={"retry-after": "3"}))
-
-    async def status() -> tuple[int, str]:
-        async with gateway.post(FIXED) as response:
-            return response.status, response.headers["x-headrace-cache"]
-
-    calls = [asyncio.create_task(status())]
-    await gate.reached.wait()
-    calls.append(asyncio.create_task(status()))
-    await _running(gateway, 2)
+    first.answer(Script([chunk({"content": "Hel"}), gate, Cut()]))
+    both = [await join(gateway), await join(gateway)]
     gate.opened.set()
-    assert await asyncio.gather(*calls) == [(502, "miss"), (502, "shared")]
+    for response in both:
+        last = (await response.text()).split("\n\n")[-2]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "upstream_error"
+    assert [record.status for record in await gateway.records()] == ["error"] * 2
 
 
 async def test_a_wrong_cache_header_is_said_to_be_wrong(gateway: Running) -> None:
@@ -229,16 +213,13 @@ async def test_a_wrong_cache_header_is_said_to_be_wrong(gateway: Running) -> Non
         assert (await response.json())["error"]["param"] == "x-headrace-cache"
 
 
-async def _finish(posting: Any) -> tuple[str, str]:
-    response: aiohttp.ClientResponse
-    async with posting as response:
-        return text_of(await response.text()), response.headers["x-headrace-cache"]
+async def join(gateway: Running) -> aiohttp.ClientResponse:
+    """Stream the deterministic request; returns when the first event came, so it runs."""
+    return await gateway.http.post(gateway.url + CHAT, json={**FIXED, "stream": True})
 
 
-async def _running(gateway: Running, count: int) -> None:
-    """Wait until exactly `count` calls run past the parse stage."""
+async def running_calls(gateway: Running, count: int) -> None:
+    """Wait until `count` calls run."""
     async with asyncio.timeout(5):
         while gateway.app.services.admission.running != count:
             await asyncio.sleep(0)
-    for _ in range(20):
-        await asyncio.sleep(0)
