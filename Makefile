@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --constraint constraints.txt
+INSTALL := $(PIP) install -qq --constraint constraints.txt
 MODEL := smollm2-135m
 NATIVE := $(shell find csrc -type f 2>/dev/null) $(wildcard CMakeLists.txt)
 
@@ -45,11 +45,11 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Headrace needs Python 3.11 or newer (make PYTHON=...)."; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(INSTALL) pip
 
 # The editable install runs the sources in this tree; only the native part is built.
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	@echo "Installing Headrace and building its kernels; the first time takes about a minute"
+	@$(INSTALL) pip
 	@$(INSTALL) scikit-build-core nanobind cmake ninja
 	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@
