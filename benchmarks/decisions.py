@@ -1,0 +1,163 @@
+"""What deciding costs per request, and relaying per event; in microseconds.
+
+    python benchmarks/decisions.py
+
+Peer of each figure: one asyncio task that is created and awaited, in the same run, the smallest
+thing any asynchronous server does per request. `x` is the ratio to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import AsyncGenerator, Callable
+from statistics import median
+
+from headrace.cache.exact import ExactCache
+from headrace.cache.flight import SingleFlight
+from headrace.cache.key import cache_key
+from headrace.config.schema import Configuration, Match, Model, Route
+from headrace.protocol.generation import (
+    Event,
+    Finished,
+    GenerationRequest,
+    Message,
+    TextDelta,
+    Usage,
+)
+from headrace.protocol.sse import SSEDecoder
+from headrace.providers.openai_chunks import Translator
+from headrace.router.plan import HealthSnapshot
+from headrace.router.select import plan
+
+ROUTES = 1000
+TOKENS = 1000
+ROUNDS = 15
+
+CONFIGURATION = Configuration(
+    models={f"m{i}": Model(source=f"s{i}", provider=f"p{i % 10}") for i in range(ROUTES)},
+    routes=tuple(
+        Route(name=f"r{i}", when=Match(model=f"a{i}"), attempts=(f"m{i}", "m0" if i else "m1"))
+        for i in range(ROUTES)
+    ),
+)
+HEALTH = HealthSnapshot(cooling={"p1": "it cools", "p2": "it cools"})
+
+
+def request(model: str, characters: int) -> GenerationRequest:
+    """A request to `model` of that many characters."""
+    message = Message(role="user", content="x" * characters)
+    return GenerationRequest(endpoint="chat", model=model, messages=(message,), temperature=0)
+
+
+ANSWER: tuple[Event, ...] = (
+    *(TextDelta(f" token{i}") for i in range(TOKENS)),
+    Finished("stop", Usage(prompt_tokens=1, completion_tokens=TOKENS)),
+)
+
+
+async def generation() -> AsyncGenerator[Event, None]:
+    """An execution that gives the loop a turn before each event."""
+    for event in ANSWER:
+        await asyncio.sleep(0)
+        yield event
+
+
+def timed(action: Callable[[], object], times: int) -> float:
+    """Median microseconds of one action."""
+    rounds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        for _ in range(times):
+            action()
+        rounds.append((time.perf_counter() - started) / times * 1e6)
+    return median(rounds)
+
+
+async def nothing() -> None:
+    """The peer's work."""
+
+
+async def task() -> float:
+    """Microseconds of the peer."""
+    rounds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        for _ in range(1000):
+            await asyncio.create_task(nothing())
+        rounds.append((time.perf_counter() - started) * 1e3)
+    return median(rounds)
+
+
+FRAMES = b"".join(
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":" token%d"},"finish_reason":null}]}\n\n' % i
+    for i in range(TOKENS)
+)
+
+
+def translated() -> None:
+    """An upstream's bytes to events, as they come: four chunks a read."""
+    decoder, translator = SSEDecoder(), Translator("up", str)
+    size = 4 * len(FRAMES) // TOKENS
+    for at in range(0, len(FRAMES), size):
+        for item in decoder.feed(FRAMES[at : at + size]):
+            for _ in translator.feed(item.data):
+                pass
+
+
+async def alone() -> float:
+    """Microseconds per event without sharing."""
+    rounds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        async for _ in generation():
+            pass
+        rounds.append((time.perf_counter() - started) / len(ANSWER) * 1e6)
+    return median(rounds)
+
+
+async def shared(listeners: int) -> float:
+    """Microseconds per event of the execution, all listeners together."""
+    rounds = []
+    for _ in range(ROUNDS):
+        flights = SingleFlight()
+
+        async def listen(flights: SingleFlight = flights) -> None:
+            joined = flights.join(b"k", generation)
+            async for _ in joined:
+                pass
+            await joined.aclose()
+
+        started = time.perf_counter()
+        await asyncio.gather(*(listen() for _ in range(listeners)))
+        rounds.append((time.perf_counter() - started) / len(ANSWER) * 1e6)
+    return median(rounds)
+
+
+def main() -> None:
+    """Print the table."""
+    unit = asyncio.run(task())
+    cache = ExactCache(ttl=3600, max_bytes=1 << 26, clock=time.monotonic)
+    cache.put(b"k", ANSWER)
+    last, small, large = request(f"a{ROUTES - 1}", 10), request("a0", 100), request("a0", 400_000)
+    bare = asyncio.run(alone())
+    figures = {
+        "one asyncio task (peer)": unit,
+        "plan, first of 1 000 routes": timed(lambda: plan(small, CONFIGURATION, "v", HEALTH), 2000),
+        "plan, last of 1 000 routes": timed(lambda: plan(last, CONFIGURATION, "v", HEALTH), 200),
+        "cache key, 100 characters": timed(lambda: cache_key(small, "m", "t"), 2000),
+        "cache key, 400 000 characters": timed(lambda: cache_key(large, "m", "t"), 50),
+        "exact hit, 1 000 events": timed(lambda: cache.get(b"k"), 20_000),
+        "upstream bytes to events, per event": timed(translated, 5) / TOKENS,
+        "single flight, per event, 1 listener": asyncio.run(shared(1)) - bare,
+        "single flight, per event, 16 listeners": asyncio.run(shared(16)) - bare,
+    }
+    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    for name, microseconds in figures.items():
+        print(f"{name:<40} {microseconds:9.2f} µs   {microseconds / unit:7.2f} x")
+
+
+if __name__ == "__main__":
+    main()
