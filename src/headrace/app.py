@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -84,13 +85,12 @@ class App:
         return cls(services, recorder)
 
     async def start(self) -> None:
-        """Start the providers. Raises what the first that cannot start raises, all closed."""
+        """Start the providers. Raises what the first that cannot start raises; close it then."""
         try:
             async with asyncio.TaskGroup() as group:
                 for provider in self.services.providers.values():
                     group.create_task(provider.start())
         except ExceptionGroup as errors:
-            await self.close()
             raise errors.exceptions[0] from None
 
     async def close(self) -> None:
@@ -103,9 +103,11 @@ class App:
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        await self.start()
-        yield
-        await self.close()
+        try:
+            await self.start()
+            yield
+        finally:
+            await self.close()
 
 
 def serve(app: App, listener: socket.socket, ready: Callable[[], None]) -> None:
@@ -135,6 +137,8 @@ def serve(app: App, listener: socket.socket, ready: Callable[[], None]) -> None:
             await app.start()  # here and not by the lifespan, so that a failure reaches the caller
             await server.serve(sockets=[listener])
         finally:
+            for call in server.server_state.tasks:
+                call.cancel()  # told to stop at once: those that run say their end now
             await app.close()
 
     with (
@@ -162,8 +166,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def server_config(asgi: ASGIApp, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn runs the gateway: uvloop, httptools, no log line per call."""
+def server_config(asgi: ASGIApp, host: str, port: int, grace: float = GRACE) -> uvicorn.Config:
+    """How uvicorn runs the gateway: uvloop, httptools, no log line per call.
+
+    `grace` is how many seconds running calls are given when it stops, rounded up.
+    """
     return uvicorn.Config(
         asgi,
         host=host,
@@ -177,7 +184,7 @@ def server_config(asgi: ASGIApp, host: str, port: int) -> uvicorn.Config:
         server_header=False,
         backlog=2048,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(GRACE),
+        timeout_graceful_shutdown=math.ceil(grace),
     )
 
 

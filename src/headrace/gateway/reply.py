@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from urllib.parse import quote
@@ -9,11 +10,14 @@ from urllib.parse import quote
 from starlette.types import Send
 
 from headrace.gateway.call import Call
+from headrace.gateway.disconnect import ClientGone
 from headrace.protocol import sse
 from headrace.protocol.errors import HeadraceError
 from headrace.protocol.openai_answer import error_body
 
 JSON = "application/json"
+PATIENCE = 60.0  # seconds that a client may leave its connection full
+
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 _CALLERS_ID = re.compile(r"[\x21-\x7e]{1,64}")
 
@@ -28,8 +32,9 @@ def usable_id(header: str | None) -> str | None:
 class Reply:
     """One response: whole, or a stream whose headers go out with its first bytes."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, patience: float = PATIENCE) -> None:
         self._send = send
+        self._patience = patience
         self.started = False
         self.complete = False
         self.writes = 0  # how many times frames were sent
@@ -52,9 +57,16 @@ class Reply:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, frames: bytes) -> None:
-        """Send frames; waits while the connection has no room."""
+        """Send frames; waits while the connection has no room.
+
+        Raises ClientGone where it has none for too long: nobody reads.
+        """
         self.writes += 1
-        await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+        except TimeoutError:
+            raise ClientGone from None
 
     async def end(self, frames: bytes) -> None:
         """Send the last frames."""
