@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import uvicorn
 
-from headrace.app import App, server_config
+from headrace.app import GRACE, App, server_config
 from headrace.config.load import Loaded, version_of
 from headrace.config.schema import (
     Cache,
@@ -65,6 +65,7 @@ async def running(
     configuration: Configuration,
     models: Mapping[str, Path] | None = None,
     heartbeat: float = HEARTBEAT,
+    grace: float = GRACE,
 ) -> AsyncIterator[Running]:
     """The gateway of `configuration`, started and closed."""
     loaded = Loaded(configuration, version_of(configuration))
@@ -72,7 +73,7 @@ async def running(
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     port = listener.getsockname()[1]
     await app.start()
-    server = uvicorn.Server(server_config(app.asgi, "127.0.0.1", port))
+    server = uvicorn.Server(server_config(app.asgi, "127.0.0.1", port, grace))
     app.stopping = lambda: server.should_exit
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
