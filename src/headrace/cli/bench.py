@@ -39,7 +39,7 @@ def bench(
         kernels = sorted(set(engine.backend.kernels().values()))
     prefill = statistics.median(f.prompt_tokens / f.timings.prefill for f in finishes)
     decode = statistics.median((f.completion_tokens - 1) / f.timings.decode for f in finishes)
-    typer.echo(f"{model}  kernels: {', '.join(kernels)}")
+    typer.echo(f"{model}  kernels: {'; '.join(kernels)}")
     typer.echo(f"prefill  {prefill:10.1f} tokens/s  ({prompt} tokens)")
     typer.echo(f"decode   {decode:10.1f} tokens/s  ({ANSWER} tokens)")
 

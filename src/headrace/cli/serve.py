@@ -109,7 +109,7 @@ def _greet(app: platform.App, listener: socket.socket, seconds: float) -> None:
             continue
         formats = ", ".join(engine.loaded.formats)
         lines.append(f"  model    {name} ({formats}; context {engine.loaded.context})")
-        kernels = ", ".join(sorted(set(engine.loaded.kernels.values())))
+        kernels = "; ".join(sorted(set(engine.loaded.kernels.values())))
         lines.append(f"  kernels  {engine.loaded.backend}: {kernels}")
     first = next(iter(configuration.models))
     body = {"model": first, "messages": [{"role": "user", "content": "Say hello."}]}

@@ -107,7 +107,7 @@ function Body({ call }) {
         ["Rule", call.route],
         ["Configuration", call.version],
         ["Asked for", call.model],
-        ["Served by", call.served_model && `${call.served_model} at ${call.provider}`],
+        ["Served by", call.attempts.length ? null : call.served_model],
       ]}
     />
     <${Attempts} call=${call} />

@@ -40,7 +40,7 @@ function Row({ row, chosen }) {
       <span class="figures">
         <span title="time to first token">${row.ttft == null ? NONE : seconds(row.ttft)}</span>
         <span title="duration">${seconds(row.duration)}</span>
-        <span title="tokens in and out">${short(row.prompt_tokens)} → ${short(row.completion_tokens)}</span>
+        <span class="tokens" title="tokens in and out">${short(row.prompt_tokens)} → ${short(row.completion_tokens)}</span>
         ${row.cost > 0 && html`<span>${dollars(row.cost)}</span>`}
       </span>
     </a>
