@@ -1,0 +1,1 @@
+"""Redundant work avoided: answers kept by exact key, and executions shared while they run."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
 
 from headrace.protocol.errors import InternalFault
 from headrace.protocol.generation import Event
@@ -27,6 +28,7 @@ class _Flight:
         self.events: list[Event] = []
         self.done = False
         self.error: BaseException | None = None
+        self.traceback: TracebackType | None = None  # the error's own, before listeners add theirs
         self.listeners = 0
         self.foremost = 0  # index of the fastest listener so far
         self._landed = landed
@@ -51,7 +53,7 @@ class _Flight:
             self.error = InternalFault()
             raise
         except BaseException as error:
-            self.error = error
+            self.error, self.traceback = error, error.__traceback__
             if not isinstance(error, Exception):
                 raise
         finally:
@@ -109,7 +111,7 @@ class Shared:
                 return event
             if flight.done:
                 if flight.error is not None:
-                    raise flight.error
+                    raise flight.error.with_traceback(flight.traceback)
                 break
             await flight.news()
         raise StopAsyncIteration

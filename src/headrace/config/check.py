@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 
 from msgspec import inspect
 
-from headrace.config.document import Document, Path, Problem, field_name
+from headrace.config.document import MAX_SHOWN, Document, Path, Problem, field_name
 from headrace.config.schema import LOCAL, Configuration, Route
 from headrace.config.secrets import FORM, is_reference
+
+MAX_LISTED = 10  # names that a message lists
 
 _NAME = re.compile(r"[\x20-\x7e]{1,128}")
 
@@ -64,7 +66,9 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; expected one of {', '.join(sorted(names))}" if names else ""
+    listed = ", ".join(sorted(names)[:MAX_LISTED])
+    more = ", ..." if len(names) > MAX_LISTED else ""
+    return f"; expected one of {listed}{more}" if names else ""
 
 
 def _fits(kind: inspect.Type, value: Any) -> bool:
@@ -204,7 +208,7 @@ def _models(configuration: Configuration) -> Iterator[tuple[Path, str]]:
         if model.provider not in known:
             yield (
                 ("models", name, "provider"),
-                f"no provider '{model.provider}'{_suggestion(model.provider, known)}",
+                f"no provider '{model.provider[:MAX_SHOWN]}'{_suggestion(model.provider, known)}",
             )
         if not model.source.strip():
             yield ("models", name, "source"), "expected the name of a model, got an empty string"
@@ -227,7 +231,7 @@ def _routes(configuration: Configuration) -> Iterator[tuple[Path, str]]:
             yield (*path, "try"), "expected at least one model"
         for i, name in enumerate(route.attempts):
             if name not in configuration.models:
-                message = f"no model '{name}'{_suggestion(name, configuration.models)}"
+                message = f"no model '{name[:MAX_SHOWN]}'{_suggestion(name, configuration.models)}"
                 yield (*path, "try", i), message
             elif name in route.attempts[:i]:
                 yield (*path, "try", i), f"model '{name}' is in this list twice"

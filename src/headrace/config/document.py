@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 from msgspec import Struct
 
-MAX_BYTES = 1024 * 1024
+MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
+MAX_SHOWN = 80  # characters of a name in a message
 
 Path = tuple[str | int, ...]
 
@@ -55,9 +56,9 @@ def field_name(path: Path) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         elif re.fullmatch(r"[\w-]+", part):
-            text += f".{part}" if text else part
+            text += f".{part[:MAX_SHOWN]}" if text else part[:MAX_SHOWN]
         else:
-            text += f'["{part}"]'
+            text += f'["{part[:MAX_SHOWN]}"]'
     return text
 
 

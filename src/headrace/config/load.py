@@ -13,6 +13,8 @@ from headrace.config.schema import Configuration
 
 __all__ = ["ConfigurationError", "Loaded", "Problem", "load", "version_of"]
 
+MAX_LISTED = 100  # problems that the error's text lists
+
 
 class Loaded(msgspec.Struct, frozen=True):
     """A configuration that is in order. `path` is None where there was no file."""
@@ -28,7 +30,10 @@ class ConfigurationError(Exception):
     def __init__(self, path: Path, problems: tuple[Problem, ...]) -> None:
         self.path = path
         self.problems = problems
-        super().__init__("\n".join(self._text(problem) for problem in problems))
+        lines = [self._text(problem) for problem in problems[:MAX_LISTED]]
+        if len(problems) > MAX_LISTED:
+            lines.append(f"{path}: and {len(problems) - MAX_LISTED} more problems")
+        super().__init__("\n".join(lines))
 
     def _text(self, problem: Problem) -> str:
         field = f"{problem.field}: " if problem.field else ""

@@ -99,58 +99,60 @@ class OpenAIProvider:
 
         Raises RefusedByUpstream, RateLimited, UpstreamError and UpstreamTimeout.
         """
+        translator = Translator(self.name, self._new_id)
+        patience = _Patience(self.name, self._settings.timeouts)
         try:
-            async with contextlib.aclosing(self._generate(request, model)) as events:
-                async for event in events:
+            async with (
+                self._slot(),
+                self._answer(request, model, patience) as response,
+                contextlib.aclosing(self._chunks(response, patience)) as chunks,
+            ):
+                async for chunk in chunks:
+                    for event in translator.feed(chunk):
+                        patience.progress()
+                        yield event
+                    if translator.thinking:
+                        patience.progress()
+                    patience.satisfied = translator.finish_reason is not None
+                for event in translator.end(request):
                     yield event
+                await _drain(response)
         except HeadraceError as error:
             if self._key is not None and self._key in error.message:  # quoted by the upstream
                 error.message = error.message.replace(self._key, "[key]")
                 error.args = (error.message,)
             raise
 
-    async def _generate(
-        self, request: GenerationRequest, model: str
-    ) -> AsyncGenerator[Event, None]:
-        translator = Translator(self.name, self._new_id)
-        patience = _Patience(self.name, self._settings.timeouts)
-        async with self._slot(), self._answer(request, model, patience) as response:
-            if response.content_type == "application/json":
-                body = await self._body(response, patience, MAX_ANSWER_BYTES)
-                for event in translator.feed(body):
-                    yield event
-            elif response.content_type == CONTENT_TYPE:
-                pieces = SSEDecoder()
-                left = MAX_ANSWER_BYTES
-                done = False
-                while not done:
-                    try:
-                        piece = await self._read(response, patience)
-                    except (UpstreamError, UpstreamTimeout):
-                        if translator.finish_reason is None:
-                            raise
-                        break  # all that matters has come
-                    left -= len(piece)
-                    if left < 0:
-                        raise self._too_large()
-                    done = not piece
-                    for item in pieces.feed(piece) if piece else pieces.finish():
-                        if item.data.strip() == "[DONE]":
-                            done = True
-                            break
-                        for event in translator.feed(item.data):
-                            patience.progress()
-                            yield event
-                        if translator.thinking:
-                            patience.progress()
-            else:
-                raise UpstreamError(
-                    f"Provider '{self.name}' answered with '{response.content_type[:80]}', "
-                    "neither an event stream nor JSON."
-                )
-            for event in translator.end(request):
-                yield event
-            await _drain(response)
+    async def _chunks(
+        self, response: aiohttp.ClientResponse, patience: _Patience
+    ) -> AsyncGenerator[str | bytes, None]:
+        """The JSON texts of an answer: a stream's up to [DONE], or the one of a plain body."""
+        if response.content_type == "application/json":
+            yield await self._body(response, patience, MAX_ANSWER_BYTES)
+            return
+        if response.content_type != CONTENT_TYPE:
+            raise UpstreamError(
+                f"Provider '{self.name}' answered with '{response.content_type[:80]}', "
+                "neither an event stream nor JSON."
+            )
+        decoder = SSEDecoder()
+        left = MAX_ANSWER_BYTES
+        while True:
+            try:
+                piece = await self._read(response, patience)
+            except (UpstreamError, UpstreamTimeout):
+                if patience.satisfied:
+                    return
+                raise
+            left -= len(piece)
+            if left < 0:
+                raise self._too_large()
+            for item in decoder.feed(piece) if piece else decoder.finish():
+                if item.data.strip() == "[DONE]":
+                    return
+                yield item.data
+            if not piece:
+                return
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -196,7 +198,8 @@ class OpenAIProvider:
         base_url = self._settings.base_url
         path = "/chat/completions" if request.endpoint == "chat" else "/completions"
         try:
-            async with patience.asking() as limit:
+            # No limit at first: connecting has its own, and `_request_sent` sets the next one.
+            async with asyncio.timeout(None) as limit:
                 return await self._session.post(
                     base_url.rstrip("/") + path,
                     data=_encoder.encode(request_body(request, model, base_url)),
@@ -255,17 +258,17 @@ class OpenAIProvider:
 
 
 class _Patience:
-    """How long one call still waits, and for what."""
+    """How long one call still waits, and for what.
+
+    `satisfied` says that all that matters has come: what breaks then does not matter.
+    """
 
     def __init__(self, provider: str, timeouts: Timeouts) -> None:
+        self.satisfied = False
         self._provider = provider
         self._timeouts = timeouts
         self._begun = False
         self._deadline: float | None = None  # of the wait under way, on the loop's clock
-
-    def asking(self) -> asyncio.Timeout:
-        """Bounds the way to the answer's head. Connecting has its own limit before it."""
-        return asyncio.timeout(None)
 
     def sent(self, limit: asyncio.Timeout) -> None:
         """The request is on its way: the wait for the first token begins."""

@@ -396,3 +396,18 @@ def test_a_configuration_written_out_reads_back_to_the_same_version(tmp_path: Pa
     assert again.configuration == loaded.configuration
     assert again.version == loaded.version == version_of(loaded.configuration)
     assert isinstance(again.configuration.routes[0], Route)
+
+
+def test_a_long_list_of_problems_is_counted_and_cut(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(write(tmp_path, "".join(f"x{number}: 1\n" for number in range(250))))
+    assert len(caught.value.problems) == 250
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 101
+    assert lines[-1].endswith("and 150 more problems")
+
+
+def test_a_name_without_end_is_cut_in_the_message(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(write(tmp_path, f"? {'k' * 100_000}\n: 1\n"))
+    assert len(str(caught.value)) < 500
