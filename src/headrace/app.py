@@ -23,6 +23,7 @@ from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import resolve
 from headrace.gateway.admission import Admission
 from headrace.gateway.app import build
+from headrace.gateway.connection import Connection
 from headrace.gateway.services import HEARTBEAT, Services
 from headrace.observability.metrics import Metrics
 from headrace.observability.recorder import Recorder
@@ -176,7 +177,7 @@ def server_config(asgi: ASGIApp, host: str, port: int, grace: float = GRACE) -> 
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +19,12 @@ from headrace.router.health import Health
 HEARTBEAT = 15.0  # seconds
 
 
+_random = random.Random()
+
+
 def new_id() -> str:
-    """24 random hex digits."""
-    return secrets.token_hex(12)
+    """24 random hex digits: unique, but no secret."""
+    return f"{_random.getrandbits(96):024x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
