@@ -24,6 +24,7 @@ def new_sequence(tokens: Several[int], sampling: SamplingParameters = GREEDY) ->
         limit=10_000,
         sampling=sampling,
         seed=0,
+        salt=b"",
         detokenizer=sentinel.nobody,
         stops=sentinel.nobody,
         arrived=0.0,
@@ -33,6 +34,6 @@ def new_sequence(tokens: Several[int], sampling: SamplingParameters = GREEDY) ->
 def whole_prompt(tokens: Several[int], pool: BlockPool) -> Batch:
     """One step over all of `tokens`; blocks are taken from the pool and not given back."""
     sequence = new_sequence(tokens)
-    if not pool.grow(sequence.blocks, len(tokens)):
+    if not pool.grow(sequence.table, len(tokens)):
         raise MemoryError(f"{len(tokens)} tokens do not fit the pool")
     return plan_batch([Span(sequence, len(tokens))], pool.block_size)

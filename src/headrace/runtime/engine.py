@@ -17,12 +17,13 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 
 from .backends.base import Backend, KVLayout
 from .backends.choice import AUTO, choose
-from .kvcache import BlockPool
+from .kvcache import DIGEST_BYTES, BlockPool
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .models.program import decoder_program
 from .plan import plan_batch
@@ -53,6 +54,7 @@ class EngineOptions:
     threads: int = 0
     kv_tokens: int = 32_768
     block_size: int = 32
+    share_prefixes: bool = True
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -89,17 +91,20 @@ class Engine:
         self,
         checkpoint: Checkpoint,
         backend: Backend,
-        limits: Limits,
+        options: EngineOptions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.checkpoint = checkpoint
         self.backend = backend
-        self.limits = limits
+        self.limits = options.limits
         self.clock = clock
-        self.pool = BlockPool(backend.kv.blocks, backend.kv.block_size)
-        self.scheduler = Scheduler(self.pool, limits)
+        self.pool = BlockPool(
+            backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
+        )
+        self.scheduler = Scheduler(self.pool, self.limits)
         self.sequences: dict[str, Sequence] = {}
-        self.steps = self.prompt_tokens = self.generated_tokens = self.cancelled = 0
+        self.steps = self.prompt_tokens = self.cached_tokens = 0
+        self.generated_tokens = self.cancelled = 0
 
     @classmethod
     def load(cls, path: Path, options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
@@ -112,7 +117,7 @@ class Engine:
         kv = KVLayout(-(-options.kv_tokens // options.block_size), options.block_size)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)
-        return cls(checkpoint, backend, options.limits)
+        return cls(checkpoint, backend, options)
 
     @property
     def context(self) -> int:
@@ -171,6 +176,7 @@ class Engine:
             seed=secrets.randbits(64) if asked.seed is None else asked.seed,
             detokenizer=Detokenizer(self.checkpoint.vocabulary),
             stops=StopStrings(asked.stop),
+            salt=blake2b(request.tenant.encode(), digest_size=DIGEST_BYTES).digest(),
             arrived=self.clock(),
         )
         self.sequences[request.id] = sequence
@@ -218,6 +224,8 @@ class Engine:
         for span in spans:
             if span.sequence.started is None:
                 span.sequence.started = now
+                self.prompt_tokens += span.sequence.prompt_tokens
+                self.cached_tokens += span.sequence.cached
         batch = plan_batch(spans, self.pool.block_size)
         try:
             sampled = self.backend.run(batch)
@@ -235,7 +243,7 @@ class Engine:
         for span in spans:
             samples, sequence = span.samples, span.sequence
             sequence.computed += span.count
-            self.prompt_tokens += span.count if not sequence.generated else 0
+            self.pool.publish(sequence.table, sequence.tokens, sequence.computed, sequence.salt)
             if samples:
                 outputs.append(self.append(sequence, next(chosen)))
         return outputs
@@ -270,7 +278,9 @@ class Engine:
         timings = Timings(started - sequence.arrived, first - started, now - first)
         del self.sequences[sequence.id]
         self.scheduler.remove(sequence)
-        finish = Finish(reason, sequence.prompt_tokens, sequence.generated, 0, timings)
+        finish = Finish(
+            reason, sequence.prompt_tokens, sequence.generated, sequence.cached, timings
+        )
         return Output(sequence.id, text, tokens, finish)
 
     def counters(self) -> Counters:
@@ -280,8 +290,10 @@ class Engine:
             waiting=len(self.scheduler.waiting),
             kv_blocks_used=self.pool.used,
             kv_blocks_total=self.pool.blocks,
+            kv_evictions=self.pool.evictions,
             steps=self.steps,
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
             generated_tokens=self.generated_tokens,
             cancelled=self.cancelled,
             preempted=self.scheduler.preempted,

@@ -1,34 +1,139 @@
-"""Paged KV bookkeeping: which blocks are free and whose the others are. Bytes are the backend's."""
+"""Paged KV bookkeeping: which blocks are free, whose the others are, which prefixes they hold.
+
+The bytes are the backend's. A full block is known by the hash of all tokens up to its end, as a
+chain: hash(hash of the blocks before, its own tokens). The chain begins with a salt, so tenants
+never share a block, nor can one tell by its speed what another asked. A block that nobody uses
+any more keeps its content until the pool needs it, the longest unused first.
+"""
 
 from __future__ import annotations
 
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+DIGEST_BYTES = 16  # a collision would be a wrong answer: 128 bits, of a cryptographic hash
+
+
+@dataclass(slots=True)
+class BlockTable:
+    """The blocks of one sequence in order, and the chain of hashes of its full ones."""
+
+    blocks: list[int] = field(default_factory=list)
+    chain: list[bytes] = field(default_factory=list)
+    published: int = 0  # of the full blocks, how many the pool knows by their hash
+
 
 class BlockPool:
-    """Free KV blocks. A sequence owns whole blocks of `block_size` token slots."""
+    """KV blocks of `block_size` token slots, counted by reference."""
 
-    def __init__(self, blocks: int, block_size: int) -> None:
+    def __init__(self, blocks: int, block_size: int, *, share_prefixes: bool = True) -> None:
         self.blocks = blocks
         self.block_size = block_size
-        self.free = list(range(blocks - 1, -1, -1))  # a stack: low ids are handed out first
+        self.share_prefixes = share_prefixes
+        self.blank = list(range(blocks - 1, -1, -1))  # a stack: low ids are handed out first
+        self.references = [0] * blocks
+        self.hash_of: list[bytes | None] = [None] * blocks
+        self.known: dict[bytes, int] = {}
+        self.unused: OrderedDict[int, None] = OrderedDict()  # known blocks, longest unused first
+        self.evictions = 0
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be taken."""
+        return len(self.blank) + len(self.unused)
 
     @property
     def used(self) -> int:
         """Blocks that belong to a sequence."""
-        return self.blocks - len(self.free)
+        return self.blocks - self.available
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that `tokens` slots take."""
         return -(-tokens // self.block_size)
 
-    def grow(self, table: list[int], tokens: int) -> bool:
-        """Extend a block table to hold `tokens` slots; False, and nothing taken, if it cannot."""
-        missing = self.blocks_for(tokens) - len(table)
-        if missing > len(self.free):
+    def grow(self, table: BlockTable, tokens: int) -> bool:
+        """Extend a table to hold `tokens` slots; False, and nothing taken, if it cannot."""
+        missing = self.blocks_for(tokens) - len(table.blocks)
+        if missing > self.available:
             return False
-        table.extend(self.free.pop() for _ in range(missing))
+        table.blocks.extend(self.take() for _ in range(missing))
         return True
 
-    def release(self, table: list[int]) -> None:
-        """Give all blocks of a table back."""
-        self.free.extend(reversed(table))
-        table.clear()
+    def take(self) -> int:
+        """One block for a single owner, its old content forgotten."""
+        if self.blank:
+            block = self.blank.pop()
+        else:
+            block, _ = self.unused.popitem(last=False)
+            self.forget(block)
+            self.evictions += 1
+        self.references[block] = 1
+        return block
+
+    def forget(self, block: int) -> None:
+        """Unlearn what a block holds."""
+        digest = self.hash_of[block]
+        if digest is not None:
+            del self.known[digest]
+            self.hash_of[block] = None
+
+    def release(self, table: BlockTable) -> None:
+        """Give all blocks of a table back; the last of a prefix is the first to be reused."""
+        for block in reversed(table.blocks):
+            self.references[block] -= 1
+            if self.references[block]:
+                continue
+            if self.hash_of[block] is None:
+                self.blank.append(block)
+            else:
+                self.unused[block] = None
+        table.blocks.clear()
+        table.published = 0
+
+    def share(self, table: BlockTable, tokens: Sequence[int], salt: bytes) -> int:
+        """Put blocks that hold the beginning of `tokens` already into an empty table.
+
+        Returns how many tokens they hold: never all, since the last one's logits are wanted.
+        """
+        if not self.share_prefixes:
+            return 0
+        full = (len(tokens) - 1) // self.block_size
+        for digest in self.chain(table, tokens, salt, full):
+            block = self.known.get(digest)
+            if block is None:
+                break
+            if not self.references[block]:
+                del self.unused[block]
+            self.references[block] += 1
+            table.blocks.append(block)
+        table.published = len(table.blocks)
+        return table.published * self.block_size
+
+    def publish(self, table: BlockTable, tokens: Sequence[int], computed: int, salt: bytes) -> None:
+        """Let others share the table's blocks that the first `computed` tokens fill."""
+        full = computed // self.block_size
+        if full <= table.published or not self.share_prefixes:
+            return
+        chain = self.chain(table, tokens, salt, full)
+        for index in range(table.published, full):
+            block = table.blocks[index]
+            # Two sequences may compute the same block side by side: the first is the known one.
+            if chain[index] not in self.known:
+                self.known[chain[index]] = block
+                self.hash_of[block] = chain[index]
+        table.published = full
+
+    def chain(
+        self, table: BlockTable, tokens: Sequence[int], salt: bytes, full: int
+    ) -> list[bytes]:
+        """The hashes of the first `full` blocks; those that are worked out already are kept."""
+        chain = table.chain
+        while len(chain) < full:
+            begin = len(chain) * self.block_size
+            content = array("i", tokens[begin : begin + self.block_size]).tobytes()
+            before = chain[-1] if chain else salt
+            chain.append(blake2b(content, key=before, digest_size=DIGEST_BYTES).digest())
+        return chain[:full]

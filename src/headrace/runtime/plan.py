@@ -18,11 +18,12 @@ def plan_batch(spans: Several[Span], block_size: int) -> Batch:
     np.cumsum(counts, out=row_starts[1:])
     rows = int(row_starts[-1])
     tokens, positions, slots = (np.empty(rows, np.int32) for _ in range(3))
-    tables = np.full((len(spans), max(len(span.sequence.blocks) for span in spans)), -1, np.int32)
+    blocks = [span.sequence.table.blocks for span in spans]
+    tables = np.full((len(spans), max(map(len, blocks))), -1, np.int32)
     for index, span in enumerate(spans):
         sequence, (first, last) = span.sequence, row_starts[index : index + 2]
         begin, end = sequence.computed, sequence.computed + span.count
-        tables[index, : len(sequence.blocks)] = sequence.blocks
+        tables[index, : len(blocks[index])] = blocks[index]
         places = np.arange(begin, end, dtype=np.int32)
         tokens[first:last] = sequence.tokens[begin:end]
         positions[first:last] = places

@@ -38,7 +38,7 @@ class EngineProcess:
         self.path = path
         self.options = options
         self.loaded: Loaded | None = None
-        self.counters = Counters(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self.counters = Counters()
         self.restarts = 0
         self.process: asyncio.subprocess.Process | None = None
         self.writer: asyncio.StreamWriter | None = None
@@ -173,4 +173,4 @@ class EngineProcess:
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
-        self.counters = Counters(0, 0, 0, self.counters.kv_blocks_total, 0, 0, 0, 0, 0)
+        self.counters = Counters(kv_blocks_total=self.counters.kv_blocks_total)

@@ -38,6 +38,7 @@ class Request:
     id: str
     prompt: Prompt
     sampling: SamplingParameters = DEFAULT_SAMPLING
+    tenant: str = ""  # requests of one tenant may share the KV of equal prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +79,17 @@ class Output:
 class Counters:
     """The engine's state in numbers, for metrics and tests."""
 
-    running: int
-    waiting: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    steps: int
-    prompt_tokens: int
-    generated_tokens: int
-    cancelled: int
-    preempted: int
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    kv_evictions: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0  # of admitted requests, cached ones included
+    cached_tokens: int = 0  # of these, those that another request had computed
+    generated_tokens: int = 0
+    cancelled: int = 0
+    preempted: int = 0
 
 
 class RequestRefused(ValueError):

@@ -64,7 +64,7 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self.pool.release(sequence.blocks)
+        self.pool.release(sequence.table)
 
     def schedule(self) -> list[Span]:
         """Spans of the next step, decodes first; blocks for them are taken."""
@@ -75,26 +75,37 @@ class Scheduler:
             if budget and sequence in self.running and self.make_room(sequence, budget, spans):
                 spans[sequence] = Span(sequence, min(sequence.pending, budget))
                 budget -= spans[sequence].count
-        while budget and self.may_admit():
+        while budget and self.waiting and self.admit(self.waiting[0]):
             sequence = self.waiting.popleft()
             self.running.append(sequence)
-            self.pool.grow(sequence.blocks, len(sequence.tokens))
             spans[sequence] = Span(sequence, min(sequence.pending, budget))
             budget -= spans[sequence].count
         return list(spans.values())
 
-    def may_admit(self) -> bool:
-        """Whether the first in the queue can run: its tokens fit, with a block to spare."""
-        if not self.waiting or len(self.running) >= self.limits.sequences:
+    def admit(self, sequence: Sequence) -> bool:
+        """Take blocks for all of a sequence's tokens, those shared with others first.
+
+        False, and nothing taken, where they do not fit with a block to spare.
+        """
+        if len(self.running) >= self.limits.sequences:
             return False
-        needed = self.pool.blocks_for(len(self.waiting[0].tokens))
+        table, tokens = sequence.table, sequence.tokens
+        shared = self.pool.share(table, tokens, sequence.salt)
+        needed = self.pool.blocks_for(len(tokens)) - len(table.blocks)
         spare = 1 if self.running else 0
-        return needed + spare <= len(self.pool.free)
+        if needed + spare > self.pool.available:
+            self.pool.release(table)
+            return False
+        self.pool.grow(table, len(tokens))
+        sequence.computed = shared
+        if sequence.started is None:
+            sequence.cached = shared
+        return True
 
     def make_room(self, sequence: Sequence, budget: int, spans: dict[Sequence, Span]) -> bool:
         """Take blocks for the sequence's next span, from younger sequences if need be."""
         tokens = sequence.computed + min(sequence.pending, budget)
-        while not self.pool.grow(sequence.blocks, tokens):
+        while not self.pool.grow(sequence.table, tokens):
             youngest = self.running[-1]
             self.preempt(youngest)
             spans.pop(youngest, None)
@@ -105,7 +116,7 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's blocks; it is first in the queue and will be computed again."""
         self.running.remove(sequence)
-        self.pool.release(sequence.blocks)
+        self.pool.release(sequence.table)
         sequence.computed = 0
         self.waiting.appendleft(sequence)
         self.preempted += 1

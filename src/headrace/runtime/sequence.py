@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .kvcache import BlockTable
 from .request import SamplingParameters
 from .text.detokenizer import Detokenizer, StopStrings
 
@@ -18,13 +19,15 @@ class Sequence:
     limit: int  # longest `tokens` may grow
     sampling: SamplingParameters
     seed: int
+    salt: bytes  # sequences of one salt may share KV blocks
     detokenizer: Detokenizer
     stops: StopStrings
     arrived: float  # seconds, the engine's clock; so are the two below
     started: float | None = None
     first_token: float | None = None
     computed: int = 0
-    blocks: list[int] = field(default_factory=list)
+    cached: int = 0  # prompt tokens that were in the KV cache when the request was admitted
+    table: BlockTable = field(default_factory=BlockTable)
 
     @property
     def pending(self) -> int:

@@ -179,3 +179,28 @@ def test_messages_go_through_the_chat_template(engine: Engine) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert engine.encode(messages) == engine.encode(text)
+
+
+def test_a_repeated_prefix_is_not_computed_again_and_changes_nothing(engine: Engine) -> None:
+    prompt = "The same long beginning of everything that is asked here. "
+    first = engine.generate(prompt + "And this?", GREEDY)
+    again = engine.generate(prompt + "And this?", GREEDY)
+    other = engine.generate(prompt + "Or that?", GREEDY)
+    assert first.finish.cached_tokens == 0
+    assert again.finish.cached_tokens == 64
+    assert other.finish.cached_tokens == 56
+    assert again.tokens == first.tokens
+
+
+def test_an_answer_is_a_prefix_of_the_next_turn(engine: Engine) -> None:
+    first = engine.generate("Turn one, a few words long.", GREEDY)
+    tokens = [*engine.encode("Turn one, a few words long."), *first.tokens]
+    second = engine.generate([*tokens, 65, 66], GREEDY)
+    assert second.finish.cached_tokens == 48
+
+
+def test_tenants_do_not_share_prefixes(engine: Engine) -> None:
+    prompt = "A secret that is long enough to fill some blocks."
+    for tenant, cached in (("one", 0), ("two", 0), ("one", 48)):
+        engine.submit(Request("x", prompt, GREEDY, tenant=tenant))
+        assert drain(engine)["x"].finish.cached_tokens == cached

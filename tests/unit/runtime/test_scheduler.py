@@ -59,7 +59,7 @@ def test_the_youngest_gives_way_when_blocks_run_out_and_comes_back() -> None:
     while not plan.preempted:
         run(plan.schedule())
     assert plan.running == [old]
-    assert young.blocks == []
+    assert young.table.blocks == []
     assert young.computed == 0
     plan.remove(old)
     spans = plan.schedule()
@@ -88,7 +88,7 @@ def test_everybody_finishes_in_bounds(
         assert all(scheduled.get(one) == 1 for one in decoding)
         for span in spans:
             reached = span.sequence.computed + span.count
-            assert len(span.sequence.blocks) * 4 >= reached
+            assert len(span.sequence.table.blocks) * 4 >= reached
         run(spans)
         for sequence in [one for one in left if len(one.tokens) >= ends[one]]:
             plan.remove(sequence)
