@@ -29,7 +29,7 @@ function Timeline({ call }) {
   const parts = phases(call).filter(([, span]) => span > 0);
   return html`<figure class="timeline" aria-label="Where the time went">
     <div class="track">
-      ${parts.map(([name, span]) => html`<i key=${name} class=${name.replaceAll(" ", "-")} style=${{ flexGrow: span }} title=${`${name} ${seconds(span)}`}></i>`)}
+      ${parts.map(([name, span]) => html`<i key=${name} class=${name.replaceAll(" ", "-")} style=${{ flexGrow: 1000 * span }} title=${`${name} ${seconds(span)}`}></i>`)}
     </div>
     <figcaption>${parts.map(([name, span]) => html`<span key=${name} class=${name.replaceAll(" ", "-")}>${name} <b>${seconds(span)}</b></span>`)}</figcaption>
   </figure>`;

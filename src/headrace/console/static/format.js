@@ -2,6 +2,7 @@
 
 const plain = new Intl.NumberFormat("en");
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const small = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 
@@ -16,8 +17,7 @@ export function seconds(value) {
 
 export function dollars(value) {
   if (!value) return "$0";
-  if (value < 0.0001) return `$${value.toExponential(1)}`;
-  return `$${value < 1 ? value.toFixed(4) : value.toFixed(2)}`;
+  return `$${value < 0.01 ? small.format(value) : value.toFixed(value < 1 ? 4 : 2)}`;
 }
 
 export const count = (value) => plain.format(value ?? 0);

@@ -11,8 +11,8 @@ const WINDOWS = [
 ];
 const EVERY = 15000; // ms; the window moves even when no call comes
 
-function Sum({ name, value, note, bad }) {
-  return html`<div class="sum">
+function Sum({ name, value, note, bad, title }) {
+  return html`<div class="sum" title=${title}>
     <dt>${name}</dt>
     <dd class=${bad ? "bad" : ""}>${value}${note && html` <small>${note}</small>`}</dd>
   </div>`;
@@ -37,8 +37,8 @@ export function Summary({ newest }) {
     <dl>
       <${Sum} name="Calls" value=${sums ? count(sums.calls) : NONE} />
       <${Sum} name="Errors" value=${sums ? count(sums.errors) : NONE} bad=${sums?.errors > 0} />
-      <${Sum} name="First token p50" value=${seconds(sums?.ttft_p50)} />
-      <${Sum} name="First token p95" value=${seconds(sums?.ttft_p95)} />
+      <${Sum} name="TTFT p50" title="time to first token, median" value=${seconds(sums?.ttft_p50)} />
+      <${Sum} name="TTFT p95" title="time to first token, 95th percentile" value=${seconds(sums?.ttft_p95)} />
       <${Sum} name="Tokens in / out" value=${sums ? `${short(sums.prompt_tokens)} / ${short(sums.completion_tokens)}` : NONE} />
       <${Sum} name="Cost" value=${sums ? dollars(sums.cost) : NONE} />
       <${Sum} name="Cache hits" value=${sums ? count(sums.cache_hits) : NONE} note=${hits} />
