@@ -41,9 +41,8 @@ def load_items(
         numbered = _read_jsonl(place)
     else:
         place = path
-        numbered = [
-            (1, item) for item in _from_calls(source.calls or CallQuery(), store, path, now)
-        ]
+        recorded = _from_calls(source.calls or CallQuery(), store, path, now)
+        numbered = [(1, item) for item in recorded if _misfit(specification, item) is None]
     if not numbered:
         raise ConfigurationError(place, (Problem(1, "dataset", "the data set is empty"),))
     for line, item in numbered:
@@ -101,7 +100,7 @@ def _from_calls(query: CallQuery, store: CallStore, path: Path, now: float) -> l
 
 
 def _item(record: CallRecord) -> Item | None:
-    """The question of a recorded call; None where its content is not recorded as text."""
+    """The question of a recorded call; None where it is not recorded as text."""
     asked = record.input or {}
     question = asked.get("messages") or asked.get("prompt")
     if not isinstance(question, str) and not (

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from msgspec import Struct
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -67,7 +68,9 @@ def summarise(specification: Specification, outcomes: Sequence[Outcome]) -> Repo
 def render(specification: Specification, report: Report) -> RenderableType:
     """The report as a table and, below it, the errors of failed calls."""
     target = specification.target
-    table = Table(title=Text(f"{specification.name}: {target.model} at {target.base_url}"))
+    table = Table(
+        box=SIMPLE, title=Text(f"{specification.name}: {target.model} at {target.base_url}")
+    )
     table.title_justify = "left"
     table.add_column("")
     for heading in ("n", "mean", "95% interval"):

@@ -9,8 +9,11 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
+
+from headrace.protocol.errors import ServiceError
 
 ENVIRONMENT = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x48656164  # any constant: the key of PostgreSQL's advisory lock
@@ -51,18 +54,19 @@ def _prepare_sqlite(connection: SQLiteConnection, _: object) -> None:
 
 
 def insert_new(
-    connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]
+    connection: Connection, table: Table, key: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Insert the rows whose `key` column is not in the table yet; leave the others as they are."""
+    """Insert the rows whose unique columns `key` are not in the table yet; no other changes."""
     statement = _INSERTS[connection.dialect.name](table)
-    connection.execute(statement.on_conflict_do_nothing(index_elements=[key]), rows)
+    connection.execute(statement.on_conflict_do_nothing(index_elements=key), rows)
 
 
 def migrate(engine: Engine, versions: Path, version_table: str, head: str) -> None:
     """Bring the tables that `versions` describes to revision `head`.
 
     `version_table` holds the revision reached. Of several processes that start at once, one
-    migrates and the others wait for it.
+    migrates and the others wait for it. Raises ServiceError if the tables are at a revision that
+    this version does not know.
     """
     with engine.connect() as connection:
         if _revision(connection, version_table) == head:
@@ -79,7 +83,13 @@ def migrate(engine: Engine, versions: Path, version_table: str, head: str) -> No
             configuration.set_main_option("version_locations", _escaped(versions))
             configuration.attributes["connection"] = connection
             configuration.attributes["version_table"] = version_table
-            command.upgrade(configuration, head)
+            try:
+                command.upgrade(configuration, head)
+            except CommandError:
+                raise ServiceError(
+                    "The call log was written by a newer version of Headrace "
+                    f"(its revision is {_revision(connection, version_table)})."
+                ) from None
         connection.commit()
 
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import logging
 import os
 import struct
 import threading
@@ -25,6 +26,8 @@ HEADER = struct.Struct("<4sII")
 MAX_ENTRY_BYTES = 64 * 1024 * 1024
 READ_BYTES = 128 * 1024
 SUFFIX = ".journal"
+
+log = logging.getLogger(__name__)
 
 
 class JournalRefused(OSError):
@@ -143,7 +146,8 @@ class Segment:
     def close(self) -> None:
         """Delete the file if all of it is stored, and let go of the lock."""
         if self.stored:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # left there, it is replayed once more
+                self.path.unlink()
         os.close(self.descriptor)
 
 
@@ -222,6 +226,9 @@ class Journal:
                 descriptor = os.open(path, os.O_RDWR)
             except FileNotFoundError:
                 continue  # its owner stored and deleted it just now
+            except OSError as error:
+                log.warning("A journal file is left alone: %s", error)
+                continue
             if not _locked(descriptor):
                 os.close(descriptor)
                 continue

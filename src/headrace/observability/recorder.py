@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -81,8 +83,8 @@ class Recorder:
         """Write one call to the journal. Never raises: a call that cannot be written is lost."""
         try:
             self._journal.append(_payload(record))
-        except OSError as error:
-            self._lose(1, f"The call log cannot be written: {error}")
+        except Exception as error:  # a full disk, or a record that cannot be encoded
+            self._lose(f"The call log cannot be written: {error}")
             return
         if self._losing:
             self._losing = False
@@ -112,9 +114,9 @@ class Recorder:
         if self._owns_store:
             self.store.close()
 
-    def _lose(self, count: int, why: str) -> None:
+    def _lose(self, why: str) -> None:
         with self._counts:
-            self._lost += count
+            self._lost += 1
             first, self._losing = not self._losing, True
         if first:
             log.error("%s Calls are answered, but not logged.", why)
@@ -127,33 +129,43 @@ class Recorder:
                 asked = self._asked
                 self._wake.clear()
                 self._hurry.clear()
-            try:
-                self._move()
-            except Exception as error:
-                log.error("The call log cannot be moved to its store: %s", error)
+            if self._move():
+                with self._turn:
+                    self._done = asked
+                    self._turn.notify_all()
+            else:
                 self._wake.set()
                 self._hurry.wait(RETRY_SECONDS)
-                continue
-            with self._turn:
-                self._done = asked
-                self._turn.notify_all()
 
-    def _move(self) -> None:
-        """Move all that is in the journal now to the store."""
+    def _move(self) -> bool:
+        """Move all that is in the journal now to the store; whether that worked."""
         now = time.monotonic()
+        steps: list[Callable[[], None]] = []
         if now >= self._adopt_at or self._asked > self._done:
-            self._journal.adopt()
             self._adopt_at = now + ADOPT_SECONDS
+            self._try(self._journal.adopt)
         if now >= self._sync_at:
-            self._journal.sync()
             self._sync_at = now + SYNC_SECONDS
-        for segment in self._journal.segments():
-            sealed = segment.sealed
-            end = segment.end
-            while segment.moved < end:
-                self._move_batch(segment)
-            if sealed and segment.stored:
-                self._journal.retire(segment)
+            steps.append(self._journal.sync)
+        steps += [partial(self._move_segment, segment) for segment in self._journal.segments()]
+        worked = [self._try(step) for step in steps]  # all of them: one that fails stops no other
+        return all(worked)
+
+    def _try(self, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except Exception as error:
+            log.error("The call log cannot be moved to its store: %s", error)
+            return False
+        return True
+
+    def _move_segment(self, segment: Segment) -> None:
+        sealed = segment.sealed  # read before `end`, which is final if this is set
+        end = segment.end
+        while segment.moved < end:
+            self._move_batch(segment)
+        if sealed and segment.stored:
+            self._journal.retire(segment)
 
     def _move_batch(self, segment: Segment) -> None:
         found = segment.read(BATCH)

@@ -30,12 +30,13 @@ from headrace.observability.record import CacheOutcome, CallRecord, CallStatus
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
 HEAD = "calls_0001"
 PAGE = 500
+IDENTITY = ("id", "started_at")
 
 calls_table = Table(
     "calls",
     MetaData(),
     Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
-    Column("id", Text, nullable=False, unique=True),
+    Column("id", Text, nullable=False),
     Column("started_at", Double, nullable=False),
     Column("tenant", Text, nullable=False),
     Column("model", Text, nullable=False),  # that served, or was asked for where none served
@@ -108,14 +109,17 @@ class CallStore:
         migrate(self.engine, VERSIONS, "calls_version", HEAD)
 
     def insert(self, records: Sequence[CallRecord]) -> None:
-        """Store the records, durably; those whose id is stored already are left as they are.
+        """Store the records, durably; those stored already are left as they are.
+
+        A record is the same if both its id and its start are: an id may come from a caller, who
+        may use it again.
 
         Raises sqlalchemy.exc.SQLAlchemyError or OverflowError; then none was stored.
         """
         if not records:
             return
         with self.engine.begin() as connection:
-            insert_new(connection, calls_table, "id", [_row(record) for record in records])
+            insert_new(connection, calls_table, IDENTITY, [_row(record) for record in records])
 
     def calls(self, which: CallFilter = EVERY_CALL) -> list[CallRecord]:
         """The calls that match, the one stored last first."""
@@ -139,8 +143,9 @@ class CallStore:
             last = page[-1].id
 
     def call(self, call_id: str) -> CallRecord | None:
-        """The call with this id, or None."""
-        found = self._records(select(_columns.record).where(_columns.id == call_id))
+        """The call with this id (the last one stored, if several have it), or None."""
+        statement = select(_columns.record).where(_columns.id == call_id)
+        found = self._records(statement.order_by(_columns.sequence.desc()).limit(1))
         return found[0] if found else None
 
     def summary(self, since: float) -> Summary:
@@ -223,7 +228,7 @@ def _matching(which: CallFilter) -> Select[str]:
 
 
 def _sequence_of(call_id: str) -> Any:
-    return select(_columns.sequence).where(_columns.id == call_id).scalar_subquery()
+    return select(func.max(_columns.sequence)).where(_columns.id == call_id).scalar_subquery()
 
 
 def _count(condition: ColumnElement[bool]) -> ColumnElement[int]:

@@ -179,6 +179,32 @@ def test_content_that_cannot_be_written_does_not_lose_the_call(recorder: Recorde
     assert recorder.lost == 0
 
 
+def test_a_record_that_cannot_be_written_at_all_is_lost_by_count(recorder: Recorder) -> None:
+    recorder.record(call("\udc80"))
+    assert recorder.lost == 1
+
+
+def test_a_file_of_another_users_in_the_journal_stops_nothing(tmp_path: Path) -> None:
+    recorder = Recorder.open(tmp_path)
+    (tmp_path / "journal" / "odd.journal").mkdir()
+    (tmp_path / "journal" / "dangling.journal").symlink_to("nowhere")
+    recorder.record(call("one"))
+    assert recorder.flush()
+    assert recorder.store.call("one") is not None
+    recorder.close()
+
+
+def test_an_id_that_a_caller_uses_again_names_two_calls(recorder: Recorder) -> None:
+    recorder.record(call("mine", started_at=1.0))
+    recorder.record(call("other"))
+    recorder.record(call("mine", started_at=2.0))
+    assert recorder.flush()
+    assert [record.id for record in recorder.store.all_calls()] == ["mine", "other", "mine"]
+    newest = recorder.store.call("mine")
+    assert newest is not None
+    assert newest.started_at == 2.0
+
+
 def test_a_record_that_the_store_cannot_hold_is_lost_alone(recorder: Recorder) -> None:
     recorder.record(call("good"))
     recorder.record(call("not-a-time", duration=float("nan")))

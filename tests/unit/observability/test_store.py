@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from headrace.observability.database import ENVIRONMENT
 from headrace.observability.store import (
@@ -18,6 +18,7 @@ from headrace.observability.store import (
     calls_table,
     store_url,
 )
+from headrace.protocol.errors import ServiceError
 
 from .calls import call
 
@@ -151,6 +152,15 @@ def test_several_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     for process in started:
         process.communicate(b"go\n")
     assert [process.returncode for process in started] == [0, 0, 0, 0]
+
+
+def test_a_log_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    store = CallStore(store_url(tmp_path))
+    with store.engine.begin() as connection:
+        connection.execute(text("UPDATE calls_version SET version_num = 'calls_9999'"))
+    store.close()
+    with pytest.raises(ServiceError, match=r"newer version .* \(its revision is calls_9999\)"):
+        CallStore(store_url(tmp_path))
 
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "sqlite://", "sqlite:///:memory:"])

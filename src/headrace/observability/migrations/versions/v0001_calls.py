@@ -19,7 +19,7 @@ def upgrade() -> None:
             primary_key=True,
             autoincrement=True,
         ),
-        sa.Column("id", sa.Text, nullable=False, unique=True),
+        sa.Column("id", sa.Text, nullable=False),
         sa.Column("started_at", sa.Double, nullable=False),
         sa.Column("tenant", sa.Text, nullable=False),
         sa.Column("model", sa.Text, nullable=False),
@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("cached_tokens", sa.BigInteger, nullable=False),
         sa.Column("cost", sa.Double, nullable=False),
         sa.Column("record", sa.Text, nullable=False),
+        sa.UniqueConstraint("id", "started_at"),
     )
     op.create_index("calls_started_at", "calls", ["started_at"])
     op.create_index("calls_model", "calls", ["model", "sequence"])
