@@ -14,6 +14,7 @@ from headrace.protocol.errors import HeadraceError
 from headrace.protocol.generation import EngineTimings, Usage
 
 MILLION = 1_000_000
+_EMPTY: tuple[object, ...] = ((), {}, [])
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0)
 
 
@@ -115,7 +116,9 @@ def _engine(timings: EngineTimings) -> dict[str, float]:
 
 
 def _input(call: Call) -> dict[str, Any] | None:
-    if call.request is None:
+    """The request's fields that say something; not copied, the record is encoded at once."""
+    request = call.request
+    if request is None:
         return None
-    fields: dict[str, Any] = msgspec.to_builtins(call.request)
-    return {name: value for name, value in fields.items() if value not in (None, (), [], {})}
+    fields = ((name, getattr(request, name)) for name in request.__struct_fields__)
+    return {name: value for name, value in fields if value is not None and value not in _EMPTY}
