@@ -392,10 +392,30 @@ async def test_cookies_of_one_answer_are_not_sent_with_the_next_call(
 ) -> None:
     good = chat("a")
     upstream.answer(Script(good.parts, headers={**SSE, "set-cookie": "who=alice"}))
-    async with provider(upstream) as made:
+    async with provider(upstream.base_url.replace("127.0.0.1", "localhost")) as made:
         await ask(made)
         await ask(made)
     assert "cookie" not in upstream.received[1].headers
+
+
+async def test_an_end_shortly_after_done_keeps_the_connection(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "DRAIN", 5.0)
+    gate = Gate()
+    upstream.answer(Script([*chat("Hello", " world").parts, gate]), chat("Hello", " world"))
+    async with provider(upstream) as made:
+        first = asyncio.ensure_future(ask(made))
+        await gate.reached.wait()
+        gate.opened.set()
+        assert await first == HELLO
+        assert await ask(made) == HELLO
+    assert [request.connection for request in upstream.received] == [0, 0]
+
+
+async def test_an_upstream_that_never_ends_after_done_is_left(upstream: FakeUpstream) -> None:
+    assert await answer(upstream, Script([*chat("Hello", " world").parts, Stall()])) == HELLO
+    await asyncio.wait_for(upstream.received[0].left.wait(), 5)
 
 
 async def test_a_connection_serves_call_after_call(upstream: FakeUpstream) -> None:
