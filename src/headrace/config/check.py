@@ -43,12 +43,12 @@ def _mismatches(kind: inspect.Type, value: Any, path: Path) -> Iterator[tuple[Pa
         for place, item in enumerate(value):
             yield from _mismatches(kind.item_type, item, (*path, place))
     elif not _fits(kind, value):
-        yield path, f"expected {_wanted(kind)}, got {_given(kind, value)}"
+        yield path, f"expected {wanted(kind)}, got {_given(kind, value)}"
 
 
 def _struct(kind: inspect.StructType, value: Any, path: Path) -> Iterator[tuple[Path, str]]:
     if not isinstance(value, dict):
-        yield path, f"expected {_wanted(kind)}, got {_given(kind, value)}"
+        yield path, f"expected {wanted(kind)}, got {_given(kind, value)}"
         return
     fields = {field.encode_name: field for field in kind.fields}
     for name, item in value.items():
@@ -58,7 +58,7 @@ def _struct(kind: inspect.StructType, value: Any, path: Path) -> Iterator[tuple[
             yield (*path, name), f"unknown field{_suggestion(name, fields)}"
     for name, field in fields.items():
         if field.required and name not in value:
-            yield (*path, name), f"missing; expected {_wanted(field.type)}"
+            yield (*path, name), f"missing; expected {wanted(field.type)}"
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
@@ -104,10 +104,11 @@ def _within(kind: inspect.IntType | inspect.FloatType, value: float) -> bool:
     )
 
 
-def _wanted(kind: inspect.Type) -> str:
+def wanted(kind: inspect.Type) -> str:
+    """What a field of this type takes, in words."""
     match kind:
         case inspect.UnionType(types=types):
-            return " or ".join(_wanted(each) for each in types)
+            return " or ".join(wanted(each) for each in types)
         case inspect.LiteralType(values=values):
             return f"one of {', '.join(str(each) for each in values)}"
         case inspect.IntType():
