@@ -52,7 +52,7 @@ async def test_the_stream_helper_accumulates_to_the_whole_answer(
     assert final.usage is not None
     assert final.usage.total_tokens == 9
     assert "content.delta" in seen
-    assert seen[-1] == "content.done"
+    assert "content.done" in seen
 
 
 class City(pydantic.BaseModel):

@@ -20,23 +20,30 @@ class _Entry:
     expires: float
 
 
-def storable(events: tuple[Event, ...]) -> bool:
+def storable(events: tuple[Event, ...], *, tool_calls: bool = False) -> bool:
     """Whether an answer may be given again: it ended by itself or at its length, as text.
 
-    A cut or filtered answer is not an answer, and a tool call asks for an effect.
+    A cut or filtered answer is not an answer, and a tool call asks for an effect: it counts only
+    for a caller who wants `tool_calls` repeated.
     """
-    if not events or any(isinstance(event, ToolCallDelta) for event in events):
+    last = events[-1] if events else None
+    if not isinstance(last, Finished):
         return False
-    last = events[-1]
-    return isinstance(last, Finished) and last.reason in ("stop", "length")
+    if tool_calls and last.reason == "tool_calls":
+        return True
+    called = any(isinstance(event, ToolCallDelta) for event in events)
+    return last.reason in ("stop", "length") and (tool_calls or not called)
 
 
 def size_of(events: tuple[Event, ...]) -> int:
     """Estimated bytes that `events` hold in memory."""
-    return _ENTRY_BYTES + sum(
-        _EVENT_BYTES + (sys.getsizeof(event.text) if isinstance(event, TextDelta) else 0)
-        for event in events
-    )
+    return _ENTRY_BYTES + sum(_EVENT_BYTES + sys.getsizeof(_text(event)) for event in events)
+
+
+def _text(event: Event) -> str:
+    if isinstance(event, TextDelta):
+        return event.text
+    return event.arguments if isinstance(event, ToolCallDelta) else ""
 
 
 class ExactCache:
@@ -71,12 +78,12 @@ class ExactCache:
         self._entries.move_to_end(key)
         return entry.events
 
-    def put(self, key: bytes, events: tuple[Event, ...]) -> bool:
+    def put(self, key: bytes, events: tuple[Event, ...], *, tool_calls: bool = False) -> bool:
         """Keep `events` under `key`; says whether they were kept.
 
         They are not where they are not `storable`, or larger than the whole cache.
         """
-        if not storable(events):
+        if not storable(events, tool_calls=tool_calls):
             return False
         size = size_of(events)
         if size > self._max_bytes:

@@ -1,19 +1,20 @@
 """The cache stage: a stored answer, a running one to share, or a new execution.
 
 Eligible are deterministic requests (temperature 0, or a seed) and those whose caller says
-`x-headrace-cache: on`; `off` bypasses. Only an answer of the plan's first attempt is stored: a
-fallback's must not stand in for it once it is back.
+`x-headrace-cache: on`; `off` bypasses. Tool calls are repeated only to a caller who says `on`.
+Only an answer of the plan's first attempt is stored: a fallback's must not stand in for it once
+it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from headrace.cache.exact import ExactCache
+from headrace.cache.exact import storable
 from headrace.cache.key import cache_key
 from headrace.config.schema import Configuration
 from headrace.gateway.attempts import Execution
@@ -59,11 +60,16 @@ class Lookup:
             return execution.events()
         key = cache_key(request, identity(plan, services.configuration), call.tenant)
         stored = cache.get(key)
-        if stored is not None:
+        if stored is not None and storable(stored, tool_calls=wish == "on"):
             call.cache = "hit"
             call.served = plan.attempts[0]
             return _replay(stored)
-        shared = services.flights.join(key, lambda: _remembered(execution, plan, cache, key))
+
+        def keep(events: tuple[Event, ...]) -> None:
+            if execution.served is plan.attempts[0]:
+                cache.put(key, events, tool_calls=wish == "on")
+
+        shared = services.flights.join(key, lambda: _kept(execution, keep))
         if shared.leader:
             self._executions[key] = execution
         call.cache = "miss" if shared.leader else "shared"
@@ -91,8 +97,8 @@ async def _replay(events: tuple[Event, ...]) -> AsyncGenerator[Event, None]:
         yield event
 
 
-async def _remembered(
-    execution: Execution, plan: Plan, cache: ExactCache, key: bytes
+async def _kept(
+    execution: Execution, keep: Callable[[tuple[Event, ...]], None]
 ) -> AsyncGenerator[Event, None]:
     events: list[Event] = []
     generation = execution.events()
@@ -100,8 +106,8 @@ async def _remembered(
         async for event in generation:
             events.append(event)
             # Before the last event is out: who has seen it may leave, and end this with it.
-            if isinstance(event, Finished) and execution.served is plan.attempts[0]:
-                cache.put(key, tuple(events))
+            if isinstance(event, Finished):
+                keep(tuple(events))
             yield event
     finally:
         await generation.aclose()

@@ -92,18 +92,21 @@ async def test_a_hit_replays_as_stream_or_whole_with_an_identity_of_its_own(
     assert records[1].provider == "up-first"
 
 
+TOOL_CALL = Script(
+    [
+        chunk({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f"}}]}),
+        chunk({}, "tool_calls"),
+        b"data: [DONE]\n\n",
+    ]
+)
+
+
 @pytest.mark.parametrize(
     "script",
     [
         chat("x", finish="content_filter"),
         Script([chunk({"content": "x"}), Cut()]),
-        Script(
-            [
-                chunk({"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f"}}]}),
-                chunk({}, "tool_calls"),
-                b"data: [DONE]\n\n",
-            ]
-        ),
+        TOOL_CALL,
         failing(400, code="content_policy"),
     ],
     ids=["filtered", "cut", "tool call", "error"],
@@ -117,6 +120,21 @@ async def test_what_is_not_a_good_answer_is_not_stored(
             await response.read()
             assert response.headers["x-headrace-cache"] == "miss"
     assert len(first.received) == 2
+
+
+async def test_a_tool_call_is_stored_for_one_who_asks_for_it(
+    gateway: Running, first: FakeUpstream
+) -> None:
+    first.answer(TOOL_CALL)
+    calls = []
+    for _ in range(2):
+        async with gateway.post(FIXED, x_headrace_cache="on") as response:
+            calls.append((await response.json())["choices"][0]["message"]["tool_calls"])
+    assert response.headers["x-headrace-cache"] == "hit"
+    assert calls[0] == calls[1]
+    assert calls[0][0]["function"]["name"] == "f"
+    async with gateway.post(FIXED) as response:
+        assert response.headers["x-headrace-cache"] == "miss"
 
 
 async def test_an_answer_of_a_fallback_is_not_stored_in_the_first_ones_place(
