@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -75,6 +77,10 @@ async def test_no_more_calls_run_at_once_than_stated() -> None:
     assert endpoint.most_running == 3
 
 
+def children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
 REPLIES = {
     "no": web.json_response({"error": {"message": "slow\ndown"}}, status=429),
     "moved": web.Response(status=302, headers={"location": "/elsewhere"}),
@@ -143,6 +149,17 @@ async def test_a_cancelled_run_leaves_no_call_open() -> None:
         while endpoint.running:
             await asyncio.sleep(0)
         assert len(endpoint.bodies) == asked == 4
+
+
+async def test_a_run_leaves_no_process_behind() -> None:
+    before = children()
+    async with serving(lambda question: question) as endpoint:
+        specification = msgspec.structs.replace(
+            specified(endpoint.url), graders=[Regex(pattern="question")]
+        )
+        outcomes = await run(specification, questions(5), None)
+    assert all(outcome.grades[0].passed for outcome in outcomes)
+    assert children() == before
 
 
 async def test_a_bar_is_held_against_the_lower_bound_or_the_mean_as_stated() -> None:

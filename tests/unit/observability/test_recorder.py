@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +151,15 @@ def test_calls_keep_their_order(recorder: Recorder) -> None:
         recorder.record(call(call_id))
     assert recorder.flush()
     assert [record.id for record in recorder.store.all_calls()] == ids
+
+
+def test_a_recorded_call_reaches_the_store_by_itself_and_soon(recorder: Recorder) -> None:
+    assert recorder.flush()
+    recorder.record(call("by-itself"))
+    deadline = time.monotonic() + 5.0
+    while recorder.store.call("by-itself") is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_threads_may_record_at_once(recorder: Recorder) -> None:

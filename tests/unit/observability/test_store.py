@@ -145,12 +145,22 @@ def test_the_revision_in_the_code_is_the_newest_migration() -> None:
 def test_several_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     code = (
         "import sys; from headrace.observability.store import CallStore;"
-        "sys.stdin.readline(); CallStore(sys.argv[1]).summary(0)"
+        "print('ready', flush=True); sys.stdin.readline(); CallStore(sys.argv[1]).summary(0)"
     )
     command = [sys.executable, "-c", code, store_url(tmp_path)]
-    started = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(4)]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
     for process in started:
-        process.communicate(b"go\n")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        process.communicate()
     assert [process.returncode for process in started] == [0, 0, 0, 0]
 
 
