@@ -78,10 +78,14 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     assert strangers == []
 
 
-def ask(page: Page, question: str) -> None:
+def ask(page: Page, question: str, *, stop: bool = False) -> None:
+    """Send a question; wait for the whole answer, or stop it once it has begun."""
     page.get_by_label("Question").fill(question)
     page.keyboard.press("Enter")
     expect(page.locator(".about a").last).to_be_visible()
+    if stop:
+        page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
 def test_a_chat_streams_and_its_call_can_be_opened(page: Page) -> None:
@@ -104,15 +108,17 @@ def test_a_chat_streams_and_its_call_can_be_opened(page: Page) -> None:
 
 def test_text_of_a_call_is_never_markup(page: Page) -> None:
     question = "<img src=x onerror=\"document.title='broken'\"><script>alert(1)</script>"
-    ask(page, question)
+    ask(page, question, stop=True)
+    expect(page.locator(".about").last).to_contain_text("stopped")
     page.locator(".about a").last.click()
+    expect(page.get_by_label("One call").locator(".status")).to_have_text("cancelled")
     expect(page.get_by_label("One call").locator(".turn.user pre")).to_have_text(question)
     assert page.title() == "Headrace"
     assert page.locator("img[src=x]").count() == 0
 
 
 def test_keys_lead_through_the_page(page: Page) -> None:
-    ask(page, "Hello.")
+    ask(page, "Tell me a long story.", stop=True)
     page.keyboard.press("Escape")  # leaves the text box
     page.keyboard.press("j")
     expect(page.get_by_label("One call")).to_be_visible()

@@ -9,7 +9,7 @@ import typer
 
 from headrace.cli.errors import CommandError
 from headrace.cli.progress import shown
-from headrace.registry.catalogue import DEFAULT
+from headrace.config.schema import DEFAULT_MODEL
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine
 from headrace.runtime.request import Finish, SamplingParameters
@@ -20,7 +20,7 @@ RUNS = 3
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT,
+    model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT_MODEL,
 ) -> None:
     """Measure tokens per second, one request at a time: the median of three runs.
 

@@ -12,7 +12,7 @@ import typer
 
 from headrace.cli.errors import CommandError
 from headrace.cli.progress import shown
-from headrace.registry.catalogue import DEFAULT
+from headrace.config.schema import DEFAULT_MODEL
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine
 from headrace.runtime.request import Finish, Output, SamplingParameters
@@ -38,7 +38,7 @@ def run(
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT,
+    model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT_MODEL,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, /clear starts anew, Ctrl-D leaves.
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from headrace.config.load import Loaded, load, version_of
 from headrace.config.schema import Configuration, Model
-from headrace.registry.catalogue import CATALOGUE, DEFAULT
+from headrace.registry.catalogue import CATALOGUE
 
 FILE = Path("headrace.yaml")
 
@@ -16,17 +16,16 @@ FILE = Path("headrace.yaml")
 def choose(path: Path | None, model: str | None = None) -> Loaded:
     """The configuration at `path`, else ./headrace.yaml, else the built-in one.
 
-    `model` is a model reference that is served first. Where no model is configured at all, the
-    catalogue's default is. Raises ConfigurationError.
+    `model` is a model reference that is served first: besides those of a file, instead of the
+    built-in one. Raises ConfigurationError.
     """
     if path is None and FILE.exists():
         path = FILE
     loaded = load(path)
-    models = dict(loaded.configuration.models)
-    if model is not None:
-        models = {short_name(model): Model(source=model)} | models
-    if not models:
-        models = {DEFAULT: Model(source=DEFAULT)}
+    if model is None:
+        return loaded
+    others = loaded.configuration.models if loaded.path else {}
+    models = {short_name(model): Model(source=model)} | others
     return changed(loaded, replace(loaded.configuration, models=models))
 
 

@@ -18,8 +18,7 @@ import typer
 import headrace
 from headrace.cli.configuration import FILE, choose
 from headrace.config.load import ConfigurationError
-from headrace.config.schema import LOCAL, Server
-from headrace.registry.catalogue import DEFAULT
+from headrace.config.schema import DEFAULT_MODEL, LOCAL, Server
 from headrace.registry.home import home
 from headrace.registry.pull import local_path, pulled
 from headrace.runtime.backends.choice import importable
@@ -117,14 +116,16 @@ def _port(server: Server) -> Finding:
 def _models() -> Iterator[Finding]:
     for model in pulled():
         yield Finding("model", f"{model.reference} ({model.size / 1e6:.0f} MB)")
-    path = local_path(DEFAULT)
+    path = local_path(DEFAULT_MODEL)
     if path is None:
         return
     try:
         with Engine.load(path) as engine:
             kernels = engine.backend.kernels()
     except (OSError, ValueError, MemoryError) as error:
-        yield Finding("kernels", f"{DEFAULT} does not load: {error}", f"Remove {path.parent}.")
+        yield Finding(
+            "kernels", f"{DEFAULT_MODEL} does not load: {error}", f"Remove {path.parent}."
+        )
         return
     for operation, kernel in sorted(kernels.items()):
         yield Finding("kernel", f"{operation}: {kernel}")

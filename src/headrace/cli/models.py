@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from headrace.cli.progress import shown
-from headrace.registry.catalogue import CATALOGUE, DEFAULT
+from headrace.config.schema import DEFAULT_MODEL
+from headrace.registry.catalogue import CATALOGUE
 from headrace.registry.pull import local_path, pulled
 from headrace.registry.pull import pull as pull_model
 
@@ -42,7 +43,7 @@ def models() -> None:
         typer.echo(f"{name or model.reference}  {model.size / 1e6:.0f} MB  {model.path}")
     absent = [name for name in CATALOGUE if local_path(name) is None]
     if not here:
-        typer.echo(f"No model is here yet. Try: headrace pull {DEFAULT}")
+        typer.echo(f"No model is here yet. Try: headrace pull {DEFAULT_MODEL}")
     if absent:
         typer.echo("To be had by `headrace pull NAME`:")
     for name in absent:

@@ -33,7 +33,7 @@ def serve(
         typer.Argument(help="Configuration file. Default: ./headrace.yaml, else built in."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="REF", help="Also serve this model, and first.")
+        str | None, typer.Option(metavar="REF", help="Serve this model, first of all.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]")] = None,
     port: Annotated[

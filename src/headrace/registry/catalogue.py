@@ -45,5 +45,3 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
         ),
     }
 )
-
-DEFAULT = "smollm2-135m"  # what is served where nobody chose a model

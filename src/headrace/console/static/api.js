@@ -23,31 +23,41 @@ export function follow(after, onCall, onState) {
   return () => source.close();
 }
 
-// Stream a chat answer: `onText` gets each piece. Resolves to what the headers and the end said.
-export async function chat(model, messages, onText, signal) {
+const LONGEST_ANSWER = 1024; // tokens; a small model may never stop by itself
+
+// Stream a chat answer: `onAbout` gets what the headers say, `onText` each piece of the answer.
+// Resolves to how it ended.
+export async function chat(model, messages, { onAbout, onText }, signal) {
   const response = await fetch("/v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: JSON.stringify({ model, messages, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({
+      model,
+      messages,
+      max_tokens: LONGEST_ANSWER,
+      stream: true,
+      stream_options: { include_usage: true },
+    }),
     signal,
   });
   if (!response.ok) await body(response);
-  const about = {
+  onAbout({
     id: response.headers.get("x-request-id"),
     model: response.headers.get("x-headrace-model"),
     provider: response.headers.get("x-headrace-provider"),
     cache: response.headers.get("x-headrace-cache"),
-  };
+  });
+  const ending = {};
   for await (const data of events(response.body)) {
     if (data === "[DONE]") break;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new Error(chunk.error.message);
     const choice = chunk.choices?.[0];
     if (choice?.delta?.content) onText(choice.delta.content);
-    if (choice?.finish_reason) about.finish = choice.finish_reason;
-    if (chunk.usage) about.usage = chunk.usage;
+    if (choice?.finish_reason) ending.finish = choice.finish_reason;
+    if (chunk.usage) ending.usage = chunk.usage;
   }
-  return about;
+  return ending;
 }
 
 // The data of each server-sent event of a body, whatever way it is cut.

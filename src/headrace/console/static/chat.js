@@ -13,7 +13,7 @@ function Turn({ turn }) {
     ${about && html`<p class="about">
       ${about.model ?? ""}${about.first && ` · first token ${seconds(about.first)}`}${about.speed && ` · ${about.speed} tok/s`}
       ${about.cache && about.cache !== "miss" && about.cache !== "off" ? ` · cache ${about.cache}` : ""}
-      ${about.finish === "length" ? " · cut at the limit" : ""}
+      ${about.finish === "length" ? " · cut at the limit" : ""}${turn.stopped ? " · stopped" : ""}
       ${about.id && html` · <a href=${`#/calls/${encodeURIComponent(about.id)}`}>see the call</a>`}
     </p>`}
   </div>`;
@@ -25,20 +25,25 @@ async function answer(model, turns, change, signal) {
   const began = performance.now();
   let first = null;
   let content = "";
-  const piece = (text) => {
-    first ??= performance.now();
+  let about = {};
+  const onAbout = (said) => change({ about: (about = said) });
+  const onText = (text) => {
+    if (first === null) {
+      first = performance.now();
+      about = { ...about, first: (first - began) / 1000 };
+    }
     content += text;
-    change({ content });
+    change({ content, about });
   };
   try {
-    const about = await api.chat(model, messages, piece, signal);
+    const ending = await api.chat(model, messages, { onAbout, onText }, signal);
     const streamed = (performance.now() - first) / 1000;
-    const tokens = about.usage?.completion_tokens ?? 0;
-    if (first) about.first = (first - began) / 1000;
-    if (first && tokens > 1 && streamed > 0.05) about.speed = Math.round((tokens - 1) / streamed);
-    change({ busy: false, about });
+    const tokens = ending.usage?.completion_tokens ?? 0;
+    const speed = first && tokens > 1 && streamed > 0.05 ? Math.round((tokens - 1) / streamed) : null;
+    change({ busy: false, about: { ...about, finish: ending.finish, speed } });
   } catch (error) {
-    change({ busy: false, problem: error.name === "AbortError" ? "Stopped." : error.message });
+    const stopped = error.name === "AbortError";
+    change({ busy: false, stopped, problem: stopped ? null : error.message });
   }
 }
 

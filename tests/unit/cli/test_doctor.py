@@ -1,0 +1,46 @@
+"""The doctor finds what is wrong, and says what to do."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from headrace.cli.main import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_port: int) -> Path:
+    """A working directory whose configuration names a free port."""
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "headrace.yaml").write_text(f"server: {{port: {free_port}}}\n")
+    return tmp_path
+
+
+def test_a_sound_machine_is_described() -> None:
+    done = runner.invoke(app, ["doctor"])
+    assert done.exit_code == 0, done.output
+    for name in ("python", "machine", "processors", "features", "backend", "port", "data"):
+        assert f"\n  {name} " in done.stdout, name
+    assert "is not here yet" in done.stdout
+
+
+def test_a_taken_port_is_found(place: Path, free_port: int) -> None:
+    with socket.create_server(("127.0.0.1", free_port)):
+        done = runner.invoke(app, ["doctor"])
+    assert done.exit_code == 1
+    assert f"! port           127.0.0.1:{free_port} is taken" in done.stdout
+    assert "-> Stop what uses it" in done.stdout
+
+
+def test_a_broken_configuration_is_found(place: Path) -> None:
+    (place / "headrace.yaml").write_text("servr: {}\n")
+    done = runner.invoke(app, ["doctor"])
+    assert done.exit_code == 1
+    assert "headrace.yaml:1" in done.stdout
+    assert "headrace config check" in done.stdout
