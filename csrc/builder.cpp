@@ -18,7 +18,7 @@ CacheShape cache_shape(const ModelShape& shape, bool exact) {
   require(shape.blocks > 0 && shape.block_size > 0 && shape.layers > 0 && shape.kv_heads > 0 && shape.head_size > 0,
           "kv: blocks, block_size, layers, kv_heads and head_size must be at least 1");
   require(shape.blocks < (1u << 31) / shape.block_size, "kv: blocks · block_size must be under 2^31");
-  require(shape.head_size <= 4096, "head_size must be at most 4096");
+  require(shape.head_size <= kMaximumHead, "head_size must be at most 1024");
   return {.exact = exact,
           .block_size = shape.block_size,
           .lane_stride = padded(shape.block_size),
@@ -194,8 +194,10 @@ void Model::attention(std::size_t out, std::size_t qkv, std::size_t layer, std::
   check_heads(buffer(qkv), layer, heads);
   require(buffer(out).width == heads * shape_.head_size, "attention: out's width is not heads · head_size");
   const std::size_t group = heads / shape_.kv_heads;
-  const std::size_t queries = std::max<std::size_t>(kTileQueries, group);
-  scratch_floats_ = std::max(scratch_floats_, padded(attention_scratch(cache_shape_, queries)));
+  group_ = std::max(group_, group);
+  const std::size_t queries = std::max(kTileQueries, group);
+  const std::size_t states = 2 * padded(attention_state(cache_shape_, queries));
+  scratch_floats_ = std::max(scratch_floats_, padded(attention_scratch(cache_shape_, queries) + states));
   ops_.push_back(AttentionOp{&buffer(out), &buffer(qkv), layer, heads, scale});
 }
 

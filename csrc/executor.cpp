@@ -10,6 +10,7 @@ namespace headrace {
 namespace {
 
 constexpr std::size_t kChunkColumns = 512;            // of a row, where a row is shared out
+constexpr std::size_t kEnoughTasks = 4;               // of attention, a member: more need no splitting
 constexpr std::size_t kActivationBytes = 512 * 1024;  // rows of a linear taken together: they stay in the L2 cache
 
 std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
@@ -62,30 +63,44 @@ void Model::prepare(const Batch& batch, bool draws) {
   step_.candidates.grow(draws ? product(members * sizeof(Candidate), shape_.vocabulary) : 0);
   step_.tokens.resize(batch.samples());
   step_.logprobs.resize(batch.samples());
-  step_.tiles.clear();
-  std::size_t group = 1;
-  for (const Op& op : ops_) {
-    if (const auto* attention = std::get_if<AttentionOp>(&op)) group = std::max(group, attention->heads / shape_.kv_heads);
+  plan_attention(batch);
+  while (progress_.size() < ops_.size()) progress_.emplace_back();
+  for (Progress& progress : progress_) {
+    progress.taken.store(0, std::memory_order_relaxed);
+    progress.done.store(0, std::memory_order_relaxed);
   }
-  const std::size_t tile = std::max<std::size_t>(1, kTileQueries / group);
+}
+
+void Model::plan_attention(const Batch& batch) {
+  step_.tiles.clear();
+  const std::size_t tile = std::max<std::size_t>(1, kTileQueries / group_);
+  std::size_t longest = 0;
   for (std::size_t i = 0; i < batch.sequences(); ++i) {
     const auto last = static_cast<std::size_t>(batch.row_starts[i + 1]);
     for (auto begin = static_cast<std::size_t>(batch.row_starts[i]); begin < last; begin += tile) {
       step_.tiles.push_back({i, begin, std::min(begin + tile, last)});
+      longest = std::max(longest, static_cast<std::size_t>(batch.positions[step_.tiles.back().end - 1]) + 1);
     }
   }
-  while (taken_.size() < ops_.size()) taken_.emplace_back();
-  for (auto& count : taken_) count.store(0, std::memory_order_relaxed);
+  SplitAttention& split = step_.split;
+  const std::size_t whole = step_.tiles.size() * shape_.kv_heads;
+  split.parts = 1;
+  if (team_.size() == 1 || whole >= kEnoughTasks * static_cast<std::size_t>(team_.size())) return;
+  split.parts = std::max<std::size_t>(1, chunks(longest, cache_shape_.part()));
+  const std::size_t state = attention_state(cache_shape_, tile * group_) * sizeof(float);
+  split.states.grow(product(product(whole, split.parts), state));
+  while (split.finished.size() < whole) split.finished.emplace_back();
+}
+
+float* Model::scratch_of(int member) const {
+  return scratch_.as<float>() + static_cast<std::size_t>(member) * scratch_floats_;
 }
 
 void Model::run(const Batch& batch, bool draws) {
   prepare(batch, draws);
   if (!batch.rows()) return;
   team_.run([this](int member) {
-    for (std::size_t i = 0; i < ops_.size(); ++i) {
-      if (i) team_.barrier();
-      execute(i, member);
-    }
+    for (std::size_t i = 0; i < ops_.size(); ++i) execute(i, member);
   });
 }
 
@@ -100,7 +115,7 @@ std::size_t Model::tasks(const Op& op) const {
     return rows_of(*conversion->buffer) * chunks(conversion->buffer->width, kChunkColumns);
   }
   if (const auto* gate = std::get_if<GateOp>(&op)) return rows * chunks(gate->out->width, kChunkColumns);
-  if (std::get_if<AttentionOp>(&op)) return step_.tiles.size() * shape_.kv_heads;
+  if (std::get_if<AttentionOp>(&op)) return step_.tiles.size() * shape_.kv_heads * step_.split.parts;
   if (std::get_if<GatherOp>(&op)) return step_.batch->samples();
   if (std::get_if<SampleOp>(&op)) return step_.draws ? step_.batch->samples() : 0;
   return rows;
@@ -108,15 +123,18 @@ std::size_t Model::tasks(const Op& op) const {
 
 void Model::execute(std::size_t index, int member) {
   const Op& op = ops_[index];
-  const std::size_t count = tasks(op);
-  // Several portions a member, so that one that is held up does not hold up the others.
-  const std::size_t portion = std::max<std::size_t>(1, count / (8 * static_cast<std::size_t>(team_.size())));
-  for (;;) {
-    const std::size_t first = taken_[index].fetch_add(portion, std::memory_order_relaxed);
-    if (first >= count) return;
-    const std::size_t last = std::min(first + portion, count);
+  Progress& progress = progress_[index];
+  const auto count = static_cast<std::uint32_t>(tasks(op));
+  // Several portions a member, so that one that is held up keeps little from the others.
+  const std::uint32_t portion = std::max(1u, count / (8 * static_cast<std::uint32_t>(team_.size())));
+  while (progress.taken.load(std::memory_order_relaxed) < count) {
+    const std::uint32_t first = progress.taken.fetch_add(portion, std::memory_order_relaxed);
+    if (first >= count) break;
+    const std::uint32_t last = std::min(first + portion, count);
     std::visit([&](const auto& record) { execute(record, first, last, member); }, op);
+    add_and_wake(progress.done, last - first, count);
   }
+  await(progress.done, count);
 }
 
 void Model::execute(const EmbedOp& op, std::size_t first, std::size_t last, int) {
@@ -177,7 +195,7 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
       kernels_.float_panel({weight.format, weight.data + row * weight.stride(), weight.stride(), weight.columns,
                             op.source->row(0), op.source->width, begin, end, out, op.out->width,
                             static_cast<int>(cols),
-                            scratch_.as<float>() + static_cast<std::size_t>(member) * scratch_floats_});
+                            scratch_of(member)});
     }
     if (!op.bias.empty()) {
       for (std::size_t i = begin; i < end; ++i) kernels_.add(out + i * op.out->width, op.bias.data() + column, cols);
@@ -197,19 +215,70 @@ void Model::execute(const RotateOp& op, std::size_t first, std::size_t last, int
   }
 }
 
+AttentionTile Model::attention_tile(const AttentionOp& op, const RowTile& tile, std::size_t head, int member) const {
+  const Batch& batch = *step_.batch;
+  const std::size_t group = op.heads / shape_.kv_heads, column = head * group * shape_.head_size;
+  return {.query = op.qkv->row(tile.begin) + column,
+          .query_stride = op.qkv->width,
+          .out = op.out->row(tile.begin) + column,
+          .out_stride = op.out->width,
+          .positions = batch.positions.data() + tile.begin,
+          .rows = static_cast<int>(tile.end - tile.begin),
+          .group = static_cast<int>(group),
+          .scale = op.scale,
+          .cache = cache_shape_,
+          .layer = layer_cache(op.layer),
+          .kv_head = head,
+          .table = batch.block_tables.data() + tile.sequence * batch.widest,
+          .scratch = scratch_of(member)};
+}
+
+// All parts of a tile's context, one after another.
+void Model::attend_whole(const AttentionTile& tile, int member) {
+  const std::size_t context = static_cast<std::size_t>(tile.positions[tile.rows - 1]) + 1;
+  const std::size_t size = cache_shape_.part(), state = attention_state(cache_shape_, tile.queries());
+  float* whole = scratch_of(member) + attention_scratch(cache_shape_, tile.queries());
+  kernels_.attention_part(tile, 0, std::min(size, context), whole);
+  for (std::size_t begin = size; begin < context; begin += size) {
+    kernels_.attention_part(tile, begin, std::min(begin + size, context), whole + state);
+    kernels_.attention_merge(tile, whole, whole + state);
+  }
+  kernels_.attention_finish(tile, whole);
+}
+
+// One part of tile `index`. True where it was the last to finish, and the tile is now whole.
+bool Model::attend_part(const AttentionTile& tile, std::size_t index, std::size_t part) {
+  const std::size_t context = static_cast<std::size_t>(tile.positions[tile.rows - 1]) + 1;
+  const std::size_t size = cache_shape_.part(), parts = chunks(context, size);
+  if (part >= parts) return false;
+  const std::size_t state = attention_state(cache_shape_, tile.queries());
+  const std::size_t widest = attention_state(cache_shape_, std::max(kTileQueries / group_, std::size_t{1}) * group_);
+  float* states = step_.split.states.as<float>() + index * step_.split.parts * widest;
+  kernels_.attention_part(tile, part * size, std::min((part + 1) * size, context), states + part * state);
+  std::atomic<std::size_t>& finished = step_.split.finished[index];
+  if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 < parts) return false;
+  finished.store(0, std::memory_order_relaxed);
+  for (std::size_t i = 1; i < parts; ++i) kernels_.attention_merge(tile, states, states + i * state);
+  kernels_.attention_finish(tile, states);
+  return true;
+}
+
 void Model::execute(const AttentionOp& op, std::size_t first, std::size_t last, int member) {
-  const std::size_t group = op.heads / shape_.kv_heads, width = group * shape_.head_size;
+  const std::size_t parts = step_.split.parts, width = op.heads / shape_.kv_heads * shape_.head_size;
   for (std::size_t task = first; task < last; ++task) {
     // The last tiles see the most: they go first, so that no member is left with one at the end.
-    const RowTile& tile = step_.tiles[step_.tiles.size() - 1 - task / shape_.kv_heads];
-    const std::size_t head = task % shape_.kv_heads, column = head * width;
-    kernels_.attention({op.qkv->row(tile.begin) + column, op.qkv->width, op.out->row(tile.begin) + column,
-                        op.out->width, step_.batch->positions.data() + tile.begin,
-                        static_cast<int>(tile.end - tile.begin), static_cast<int>(group), op.scale, cache_shape_,
-                        layer_cache(op.layer), head, step_.batch->block_tables.data() + tile.sequence * step_.batch->widest,
-                        scratch_.as<float>() + static_cast<std::size_t>(member) * scratch_floats_});
+    const std::size_t index = task / parts, head = index % shape_.kv_heads;
+    const RowTile& rows = step_.tiles[step_.tiles.size() - 1 - index / shape_.kv_heads];
+    const AttentionTile tile = attention_tile(op, rows, head, member);
+    if (parts == 1) {
+      attend_whole(tile, member);
+    } else if (!attend_part(tile, index, task % parts)) {
+      continue;
+    }
     if (!op.quantise) continue;
-    for (std::size_t row = tile.begin; row < tile.end; ++row) op.out->quantise(kernels_, row, column, column + width);
+    for (std::size_t row = rows.begin; row < rows.end; ++row) {
+      op.out->quantise(kernels_, row, head * width, (head + 1) * width);
+    }
   }
 }
 

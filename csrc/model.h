@@ -58,6 +58,11 @@ class Model {
   void check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const;
 
   void prepare(const Batch& batch, bool draws);
+  void plan_attention(const Batch& batch);
+  float* scratch_of(int member) const;
+  AttentionTile attention_tile(const AttentionOp& op, const RowTile& tile, std::size_t head, int member) const;
+  void attend_whole(const AttentionTile& tile, int member);
+  bool attend_part(const AttentionTile& tile, std::size_t index, std::size_t part);
   std::size_t rows_of(const Buffer& buffer) const;
   std::uint8_t* layer_cache(std::size_t layer) const;
   void execute(std::size_t op, int member);
@@ -87,9 +92,10 @@ class Model {
   std::size_t vocabulary_ = 0;  // of the embedding; 0: nothing embeds
   std::size_t capacity_ = 0;    // rows the buffers hold
   std::size_t sample_capacity_ = 0;
+  std::size_t group_ = 1;    // query heads a KV head, the most of any op
   std::size_t scratch_floats_ = 0;
   Region scratch_;  // scratch_floats_ a member
-  std::deque<std::atomic<std::size_t>> taken_;  // tasks taken, one count an op
+  std::deque<Progress> progress_;  // of each op
   Step step_;
   Team team_;  // last: its threads end before what they read goes
 };

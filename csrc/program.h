@@ -4,7 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <deque>
 #include <variant>
 #include <vector>
 
@@ -119,10 +119,26 @@ struct RowTile {
   std::size_t sequence, begin, end;
 };
 
+// Where few tiles meet a long context, the parts of the context are tasks of their own; whoever
+// finishes a tile's last part merges them.
+struct SplitAttention {
+  std::size_t parts = 1;  // of the longest context; 1: nothing is split
+  Region states;          // [tiles, kv_heads, parts] attention_state floats
+  std::deque<std::atomic<std::size_t>> finished;  // [tiles, kv_heads] of the op in progress
+};
+
+// How far an op is: tasks taken and tasks done. An op ends when its tasks are done, not when every
+// member has come by: one that the kernel has put aside delays nobody unless it holds a task.
+struct alignas(64) Progress {
+  std::atomic<std::uint32_t> taken{0};
+  std::atomic<std::uint32_t> done{0};
+};
+
 // What one step reads and writes besides buffers.
 struct Step {
   const Batch* batch;
   std::vector<RowTile> tiles;
+  SplitAttention split;
   Region candidates;                // one vocabulary a thread, where a row is drawn
   std::vector<std::int32_t> tokens;  // out, [samples]
   std::vector<float> logprobs;       // out, [samples]

@@ -17,18 +17,31 @@ inline void relax() {
 #endif
 }
 
-void wait_past(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
+// Returns when ready(value).
+template <typename Ready>
+void wait(const std::atomic<std::uint32_t>& value, Ready ready) {
   const auto end = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; ++i) {
-      if (value.load(std::memory_order_acquire) != old) return;
+      if (ready(value.load(std::memory_order_acquire))) return;
       relax();
     }
   } while (std::chrono::steady_clock::now() < end);
-  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+  for (std::uint32_t seen; !ready(seen = value.load(std::memory_order_acquire));) {
+    value.wait(seen, std::memory_order_acquire);
+  }
 }
 
 }  // namespace
+
+void await(const std::atomic<std::uint32_t>& value, std::uint32_t target) {
+  if (value.load(std::memory_order_acquire) == target) return;
+  wait(value, [target](std::uint32_t seen) { return seen == target; });
+}
+
+void add_and_wake(std::atomic<std::uint32_t>& value, std::uint32_t amount, std::uint32_t target) {
+  if (value.fetch_add(amount, std::memory_order_acq_rel) + amount == target) value.notify_all();
+}
 
 Team::Team(int size) : size_(size) {
   threads_.reserve(static_cast<std::size_t>(size));
@@ -52,7 +65,7 @@ void Team::stop() {
 void Team::member(int index) {
   std::uint32_t round = 0;
   for (;;) {
-    wait_past(round_, round);
+    wait(round_, [round](std::uint32_t seen) { return seen != round; });
     ++round;
     if (ending_) return;
     (*work_)(index);
@@ -76,7 +89,7 @@ void Team::barrier() {
     phase_.fetch_add(1, std::memory_order_release);
     phase_.notify_all();
   } else {
-    wait_past(phase_, phase);
+    wait(phase_, [phase](std::uint32_t seen) { return seen != phase; });
   }
 }
 

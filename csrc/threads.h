@@ -9,6 +9,12 @@
 
 namespace headrace {
 
+// Returns when `value` is `target`; it must get there by add_and_wake.
+void await(const std::atomic<std::uint32_t>& value, std::uint32_t target);
+
+// Adds, and wakes those who await `target` if it is reached.
+void add_and_wake(std::atomic<std::uint32_t>& value, std::uint32_t amount, std::uint32_t target);
+
 // Spins for tens of microseconds, then sleeps in the kernel: an idle team uses no processor time.
 // Threads are not pinned: where several processes share a machine, the kernel places them better.
 class Team {
@@ -24,11 +30,9 @@ class Team {
   // Every member calls work(member); returns when all have. `work` must not throw.
   void run(const std::function<void(int)>& work);
 
-  // Inside `work`: wait until all members are here.
-  void barrier();
-
  private:
   void member(int index);
+  void barrier();
   void stop();
 
   const int size_;

@@ -67,6 +67,13 @@ struct CacheShape {
   std::size_t head_size, head_stride;
   std::size_t kv_heads;
   std::size_t entry() const { return exact ? 4 : 2; }
+  // Blocks whose scores are softened together, and positions of a part of attention's work.
+  std::size_t span_blocks() const { return block_size < 128 ? 128 / block_size : 1; }
+  std::size_t span_lanes() const { return span_blocks() * lane_stride; }
+  std::size_t part() const {
+    const std::size_t span = span_blocks() * block_size;
+    return span < 512 ? 512 / span * span : span;
+  }
   std::size_t head_keys() const { return head_stride * lane_stride; }
   std::size_t head_values() const { return block_size * head_stride; }
   std::size_t block_bytes() const { return (head_keys() + head_values()) * kv_heads * entry(); }
@@ -75,6 +82,8 @@ struct CacheShape {
     return (kv_heads * head_keys() + head * head_values()) * entry();
   }
 };
+
+constexpr std::size_t kMaximumHead = 1024;
 
 struct Rotation {
   int pairs;
@@ -108,11 +117,18 @@ struct AttentionTile {
   std::size_t kv_head;
   const std::int32_t* table;  // block ids of the sequence
   float* scratch;             // attention_scratch() floats
+  std::size_t queries() const { return static_cast<std::size_t>(rows) * static_cast<std::size_t>(group); }
 };
-constexpr int kTileQueries = 32;  // rows · group at most, unless the group alone is larger
+constexpr std::size_t kTileQueries = 32;  // rows · group at most, unless the group alone is larger
+
+// What attention over a part of the context leaves: for each query a sum of values, and two floats.
+inline std::size_t attention_state(const CacheShape& cache, std::size_t queries) {
+  return queries * (cache.head_stride + 2);
+}
 
 inline std::size_t attention_scratch(const CacheShape& cache, std::size_t queries) {
-  return queries * (2 * cache.head_stride + cache.lane_stride + 2) + cache.head_keys() + cache.head_values();
+  const std::size_t entries = cache.head_keys() > cache.head_values() ? cache.head_keys() : cache.head_values();
+  return queries * (cache.head_stride + cache.span_lanes()) + entries;
 }
 
 struct Kernels {
@@ -125,7 +141,10 @@ struct Kernels {
   void (*integer_panel)(const IntegerPanel&);
   void (*float_panel)(const FloatPanel&);
   void (*rotate_and_write)(const RotateRow&);
-  void (*attention)(const AttentionTile&);
+  // Attention over the positions [begin, end), a whole part or the context's rest, into `state`.
+  void (*attention_part)(const AttentionTile&, std::size_t begin, std::size_t end, float* state);
+  void (*attention_merge)(const AttentionTile&, float* into, float* part);
+  void (*attention_finish)(const AttentionTile&, float* state);
   // The largest value and the first index that has it.
   std::size_t (*largest)(const float* values, std::size_t count);
   // log(sum(exp(values[i] - shift))) + shift

@@ -28,7 +28,9 @@ const Kernels kKernels = {
 #endif
     .float_panel = float_panel,
     .rotate_and_write = rotate_and_write,
-    .attention = attention,
+    .attention_part = attention_part,
+    .attention_merge = attention_merge,
+    .attention_finish = attention_finish,
     .largest = largest,
     .log_sum_exp = log_sum_exp,
 };

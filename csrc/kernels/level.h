@@ -15,6 +15,8 @@ void quantise(const float* source, std::size_t blocks, std::int8_t* codes, Activ
 void integer_panel(const IntegerPanel& job);
 void float_panel(const FloatPanel& job);
 void rotate_and_write(const RotateRow& job);
-void attention(const AttentionTile& job);
+void attention_part(const AttentionTile& job, std::size_t begin, std::size_t end, float* state);
+void attention_merge(const AttentionTile& job, float* into, float* part);
+void attention_finish(const AttentionTile& job, float* state);
 
 }  // namespace headrace::HEADRACE_LEVEL

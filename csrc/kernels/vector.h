@@ -35,6 +35,9 @@ inline void store(float* to, Vector value) { __builtin_memcpy(to, &value, sizeof
 inline Vector splat(float value) { return value - Vector{}; }
 
 inline float sum(Vector value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)value);
+#endif
   float lanes[kLanes];
   store(lanes, value);
   for (int width = kLanes / 2; width; width /= 2) {
@@ -44,6 +47,9 @@ inline float sum(Vector value) {
 }
 
 inline float maximum(Vector value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)value);
+#endif
   float lanes[kLanes];
   store(lanes, value);
   for (int width = kLanes / 2; width; width /= 2) {
@@ -87,20 +93,23 @@ inline Vector exponential(Vector x) {
 }
 
 // binary16 to float and back; to binary16 saturates at its largest value.
-#if defined(__AVX512F__)
-inline Vector load_half(const std::uint16_t* from) {
-  return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-#elif defined(__AVX2__)
-inline Vector load_half(const std::uint16_t* from) {
-  return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-}
-#endif
-
 #if defined(__AVX2__)
-inline std::uint16_t to_half(float value) {
-  const float clamped = value > 65504.0f ? 65504.0f : (value < -65504.0f ? -65504.0f : value);
-  return static_cast<std::uint16_t>(_cvtss_sh(clamped, _MM_FROUND_TO_NEAREST_INT));
+inline Vector load_half(const std::uint16_t* from) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+  return (Vector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
+}
+
+inline void store_half(std::uint16_t* to, Vector value) {
+  const Vector top = splat(65504.0f);
+  const Vector clamped = value > top ? top : (value < -top ? -top : value);
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)clamped, _MM_FROUND_TO_NEAREST_INT));
+#else
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)clamped, _MM_FROUND_TO_NEAREST_INT));
+#endif
 }
 #endif
 

@@ -147,7 +147,7 @@ def test_the_environment_chooses_level_and_precision() -> None:
 
 def test_a_cache_larger_than_memory_is_a_memory_error() -> None:
     made, weights = linear_program({"w": tensor(np.ones((4, 32), np.float32))})
-    huge = replace(made, layers=10**6, kv_heads=1000, head_size=4096)
+    huge = replace(made, layers=10**6, kv_heads=4000, head_size=1024)
     with pytest.raises(MemoryError):
         cpu.load(huge, weights, KVLayout(2**20, 32), 1)
 
