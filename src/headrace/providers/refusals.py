@@ -50,7 +50,7 @@ def read_refusal(body: bytes) -> Refusal:
 def refusal_of(error: Any) -> Refusal:
     """The parts of an error value: an object with a message, or only a text."""
     if isinstance(error, str):
-        return Refusal(message=error)
+        return Refusal(message=error[:MAX_MESSAGE])
     if not isinstance(error, dict):
         return Refusal()
     code = error.get("code")
@@ -74,7 +74,7 @@ def error_for(
     What is wrong with our own key is not the caller's fault, and the upstream's words about it
     may quote the key: they are not passed on.
     """
-    message = refusal.message[:MAX_MESSAGE]
+    message = refusal.message
     if status in _CALLERS_FAULT:
         return RefusedByUpstream(
             message or f"Provider '{provider}' refused the request ({status}).",
@@ -126,4 +126,4 @@ def _said(what: str, message: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value[:MAX_MESSAGE] if isinstance(value, str) and value else None

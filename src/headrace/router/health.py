@@ -59,7 +59,7 @@ class Health:
                 state,
                 now + rest,
                 f"'{provider}' cools for {rest:g} s: {state.failures} failures in a row, "
-                f"the last one: {error.message}",
+                f"the last one: {_kind(error)}",
             )
 
     def succeeded(self, provider: str) -> None:
@@ -79,3 +79,9 @@ class Health:
     def _cool(state: _State, until: float, why: str) -> None:
         if until > state.until:
             state.until, state.why = until, why
+
+
+def _kind(error: HeadraceError) -> str:
+    """What went wrong, in our words: an upstream's may quote one caller's request to another."""
+    status = getattr(error, "upstream_status", None)
+    return (error.code or error.kind) + (f" (status {status})" if status is not None else "")

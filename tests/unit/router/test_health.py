@@ -48,8 +48,16 @@ def test_a_provider_cools_after_failures_in_a_row_and_says_why() -> None:
     assert not cools(health)
     fail(health, 1)
     assert health.snapshot().cooling == {
-        "a": "'a' cools for 5 s: 3 failures in a row, the last one: it broke"
+        "a": "'a' cools for 5 s: 3 failures in a row, the last one: upstream_error"
     }
+
+
+def test_the_reason_names_the_status_but_does_not_quote_the_upstream() -> None:
+    health = Health(Clock())
+    for _ in range(THRESHOLD):
+        health.failed("a", UpstreamError("no: 'a private prompt'", upstream_status=500))
+    reason = health.snapshot().cooling["a"]
+    assert reason.endswith("the last one: upstream_error (status 500)")
 
 
 def test_one_provider_does_not_cool_for_another() -> None:
