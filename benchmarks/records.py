@@ -4,10 +4,10 @@
 
 Three measurements in one run, on records with about 1 KB of input and 1 KB of output:
 - `record`: microseconds of one `Recorder.record`, at a steady rate while the mover works;
-- the peer: one INSERT and COMMIT per call by sqlite3 itself (WAL, synchronous=NORMAL), the usual
-  way to log a call before it is answered;
+- the peer, at the same rate: one INSERT and COMMIT per call by sqlite3 itself (WAL,
+  synchronous=NORMAL), the usual way to log a call before it is answered;
 - `mover`: records per second from the journal to the store, from a full journal;
-and how late an asyncio timer of 1 ms fires with and without recording, in milliseconds.
+and how late an asyncio timer of 1 ms fires meanwhile, in milliseconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import platform
 import sqlite3
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def quantiles(values: list[float], scale: float) -> dict[str, float]:
 
 
 async def paced(
-    recorder: Recorder | None, calls: int, rate: int
+    write: Callable[[CallRecord], object], calls: int, rate: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each `record`, and how late each timer was, over `calls` ticks of a loop."""
+    """Seconds of each `write`, and how late each timer was, over `calls` at `rate` a second."""
     costs: list[float] = []
     late: list[float] = []
     per_tick = max(1, rate // 1000)
@@ -81,28 +82,19 @@ async def paced(
         late.append(time.perf_counter() - due)
         for record in records[-per_tick:]:
             begun = time.perf_counter()
-            if recorder is not None:
-                recorder.record(record)
+            write(record)
             costs.append(time.perf_counter() - begun)
         del records[-per_tick:]
     return costs, late
 
 
-def committed(path: Path, calls: int) -> list[float]:
-    """Seconds of one INSERT and COMMIT per call."""
+def opened_peer(path: Path) -> sqlite3.Connection:
+    """A database into which each call is inserted and committed by itself."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("CREATE TABLE calls (id TEXT PRIMARY KEY, record BLOB)")
-    costs = []
-    for number in range(calls):
-        record = sample(number)
-        begun = time.perf_counter()
-        row = (record.id, msgspec.json.encode(record))
-        connection.execute("INSERT INTO calls VALUES (?, ?)", row)
-        costs.append(time.perf_counter() - begun)
-    connection.close()
-    return costs
+    return connection
 
 
 def moved(directory: Path, calls: int) -> tuple[float, float]:
@@ -130,11 +122,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         place = Path(name)
-        _, quiet = asyncio.run(paced(None, options.calls // 4, options.rate))
+        pace = (options.calls, options.rate)
+        _, quiet = asyncio.run(paced(lambda _: None, *pace))
         recorder = Recorder.open(place / "paced")
-        costs, late = asyncio.run(paced(recorder, options.calls, options.rate))
+        costs, late = asyncio.run(paced(recorder.record, *pace))
         recorder.close()
-        peer = committed(place / "peer.db", options.calls // 4)
+        connection = opened_peer(place / "peer.db")
+
+        def insert(record: CallRecord) -> None:
+            row = (record.id, msgspec.json.encode(record))
+            connection.execute("INSERT INTO calls VALUES (?, ?)", row)
+
+        peer, peer_late = asyncio.run(paced(insert, *pace))
+        connection.close()
         mover, burst = moved(place / "burst", options.calls)
     figures: dict[str, Any] = {
         "machine": f"{platform.machine()} {platform.system()} Python {platform.python_version()}",
@@ -143,6 +143,7 @@ def main() -> None:
         "peer_insert_us": quantiles(peer, 1e6),
         "late_ms_without": quantiles(quiet, 1e3),
         "late_ms_recording": quantiles(late, 1e3),
+        "late_ms_peer": quantiles(peer_late, 1e3),
         "mover_per_second": round(mover),
         "burst_per_second": round(burst),
     }

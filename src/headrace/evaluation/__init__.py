@@ -1,0 +1,1 @@
+"""Grading: data sets, targets, graders, experiments, and what their results say."""
