@@ -9,7 +9,7 @@ import msgspec
 from headrace.config.schema import Configuration, Price
 from headrace.gateway.call import Call
 from headrace.gateway.services import Services
-from headrace.observability.record import CallRecord, CallStatus
+from headrace.observability.record import AttemptRecord, CallRecord, CallStatus
 from headrace.protocol.errors import HeadraceError
 from headrace.protocol.generation import EngineTimings, Usage
 
@@ -46,7 +46,7 @@ def record_of(
         usage = Usage(0, call.answer.deltas, provenance="estimated")
     else:
         usage = NOTHING
-    own = call.cache in ("miss", "off")  # a stored or shared answer was paid for by another
+    own = _own(call)
     served = call.served
     plan = call.plan
     content = services.configuration.log.content
@@ -65,7 +65,7 @@ def record_of(
         version=services.version,
         served_model=None if served is None else served.model,
         provider=None if served is None else served.provider,
-        attempts=tuple(call.execution.attempts) if call.execution is not None and own else (),
+        attempts=_attempts(call, own),
         skipped=() if plan is None else tuple(msgspec.to_builtins(plan.skipped)),
         cache=call.cache,
         ttft=None if call.first_delta is None else call.first_delta - call.started,
@@ -82,6 +82,27 @@ def record_of(
         input=_input(call) if content else None,
         output=call.answer.content() if content and call.answer.deltas else None,
     )
+
+
+def _own(call: Call) -> bool:
+    """Whether the cost is this call's: it began the execution, or saw its end as the first of
+    those who stayed when the one that began it left. So each execution is paid for once."""
+    execution = call.execution
+    if execution is None:
+        return False
+    if call.cache != "shared":
+        execution.orphaned = not execution.ended
+        return execution.ended
+    inherited = execution.orphaned and execution.ended
+    if inherited:
+        execution.orphaned = False
+    return inherited
+
+
+def _attempts(call: Call, own: bool) -> tuple[AttemptRecord, ...]:
+    if call.execution is None or (call.cache == "shared" and not own):
+        return ()
+    return tuple(call.execution.attempts)
 
 
 def cost(price: Price, usage: Usage) -> float:

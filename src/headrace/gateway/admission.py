@@ -17,7 +17,7 @@ BODY_TIMEOUT = 60.0  # seconds for a whole body to arrive
 
 
 class Admission:
-    """Counts the calls that run, and refuses at once those over the bound."""
+    """Counts the calls that run, to their last byte, and refuses at once those over the bound."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -26,12 +26,8 @@ class Admission:
         self._none.set()
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one place. Raises Overloaded where there is none."""
-        if self.running >= self._limit:
-            raise Overloaded(
-                f"The server runs {self._limit} requests already.", retry_after=RETRY_AFTER
-            )
+    def counted(self) -> Iterator[None]:
+        """Count the call that runs in this block."""
         self.running += 1
         self._none.clear()
         try:
@@ -40,6 +36,13 @@ class Admission:
             self.running -= 1
             if self.running == 0:
                 self._none.set()
+
+    def admit(self) -> None:
+        """Raise Overloaded where the call just counted is one too many."""
+        if self.running > self._limit:
+            raise Overloaded(
+                f"The server runs {self._limit} requests already.", retry_after=RETRY_AFTER
+            )
 
     async def idle(self) -> None:
         """Wait until no call runs."""

@@ -13,10 +13,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
+from headrace.gateway import request_ids
 from headrace.gateway.endpoints import JSON, Endpoints
 from headrace.gateway.lookup import Lookup
 from headrace.gateway.pipeline import Generations
-from headrace.gateway.reply import usable_id
 from headrace.gateway.services import Services
 from headrace.protocol.errors import (
     HeadraceError,
@@ -37,10 +37,13 @@ def build(
 ) -> ASGIApp:
     """The gateway over `services`; `extra_routes` come after its own paths."""
     lookup = Lookup(services)
+    ids = request_ids.RequestIds(services.new_id)
     endpoints = Endpoints(services)
     routes: list[BaseRoute] = [
-        Route("/v1/chat/completions", Generations(services, "chat", lookup), methods=["POST"]),
-        Route("/v1/completions", Generations(services, "completions", lookup), methods=["POST"]),
+        Route("/v1/chat/completions", Generations(services, "chat", lookup, ids), methods=["POST"]),
+        Route(
+            "/v1/completions", Generations(services, "completions", lookup, ids), methods=["POST"]
+        ),
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{name:path}", endpoints.model),
         Route("/health/live", endpoints.live),
@@ -50,8 +53,8 @@ def build(
     ]
 
     def failed(request: Request, error: HeadraceError) -> Response:
-        theirs = usable_id(request.headers.get("x-request-id"))
-        headers = {"x-request-id": theirs or f"req_{services.new_id()}"}
+        theirs = request.headers.get(request_ids.HEADER)
+        headers = {request_ids.HEADER: theirs if request_ids.usable(theirs) else ids.new()}
         return Response(
             error_body(error), status_code=error.status, headers=headers, media_type=JSON
         )

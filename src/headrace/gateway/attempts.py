@@ -51,8 +51,9 @@ def fails_over(error: HeadraceError) -> bool:
 
 
 class Execution:
-    """One run of a plan. `attempts` and `served` grow as it goes and are complete when its
-    last event comes out."""
+    """One run of a plan. `attempts` and `served` grow as it goes and are complete when it has
+    `ended`, which is before its last event comes out. `orphaned` says that the call which began
+    it left while others listen."""
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class Execution:
     ) -> None:
         self.attempts: list[AttemptRecord] = []
         self.served: Attempt | None = None
+        self.ended = False
+        self.orphaned = False
         self._request = request
         self._plan = plan
         self._providers = providers
@@ -77,38 +80,42 @@ class Execution:
         Raises what that attempt raised after it, or the last attempt's error if none did.
         """
         error: HeadraceError = UpstreamError("No provider of this model can be tried now.")
-        for attempt in self._plan.attempts:
-            begun, first = self._clock(), None
-            finished: Finished | None = None
-            failure: BaseException | None = None
-            generation = self._providers[attempt.provider].generate(
-                self._request, attempt.upstream_model
-            )
-            try:
-                async for event in generation:
-                    if first is None:
-                        first = self._clock()
-                        self.served = attempt
-                    if isinstance(event, Finished):
-                        finished = event
-                    else:
-                        yield event
-                if finished is None:
-                    raise UpstreamError("The upstream's answer ended before it was finished.")
-            except HeadraceError as problem:
-                failure = error = problem
-            except BaseException as problem:
-                failure = problem
-                raise
-            finally:
-                await close(generation)
-                self._note(attempt, begun, first, failure)
-            if finished is not None and failure is None:
-                yield finished
-                return
-            if self.served is not None or not fails_over(error):
-                raise error
-        raise error
+        try:
+            for attempt in self._plan.attempts:
+                begun, first = self._clock(), None
+                finished: Finished | None = None
+                failure: BaseException | None = None
+                generation = self._providers[attempt.provider].generate(
+                    self._request, attempt.upstream_model
+                )
+                try:
+                    async for event in generation:
+                        if first is None:
+                            first = self._clock()
+                            self.served = attempt
+                        if isinstance(event, Finished):
+                            finished = event
+                        else:
+                            yield event
+                    if finished is None:
+                        raise UpstreamError("The upstream's answer ended before it was finished.")
+                except HeadraceError as problem:
+                    failure = error = problem
+                except BaseException as problem:
+                    failure = problem
+                    raise
+                finally:
+                    await close(generation)
+                    self._note(attempt, begun, first, failure)
+                if finished is not None and failure is None:
+                    self.ended = True
+                    yield finished
+                    return
+                if self.served is not None or not fails_over(error):
+                    raise error
+            raise error
+        finally:
+            self.ended = True
 
     def _note(
         self, attempt: Attempt, begun: float, first: float | None, failure: BaseException | None

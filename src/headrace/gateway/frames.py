@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from headrace.gateway.call import Call
-from headrace.gateway.disconnect import Events
+from headrace.gateway.disconnect import ClientGone, Events
 from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
 from headrace.protocol import sse
@@ -58,7 +58,8 @@ def heartbeats(reply: Reply, interval: float) -> Iterator[None]:
             before = reply.writes
             await asyncio.sleep(interval)
             if reply.started and reply.writes == before:
-                await reply.write(sse.HEARTBEAT)
+                with suppress(ClientGone):  # the stream's own next write says so too
+                    await reply.write(sse.HEARTBEAT)
 
     beating = asyncio.get_running_loop().create_task(beat())
     try:

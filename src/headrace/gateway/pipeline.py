@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from headrace.gateway import request_ids
 from headrace.gateway.accounting import account
 from headrace.gateway.admission import check_type, read_body
 from headrace.gateway.call import Call
 from headrace.gateway.disconnect import ClientGone, client_present, close
 from headrace.gateway.frames import collect, heartbeats, stream
 from headrace.gateway.lookup import HEADER, Lookup, wish_of
-from headrace.gateway.reply import Reply, decision_headers, usable_id
+from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
 from headrace.protocol import openai
 from headrace.protocol.errors import HeadraceError, InternalFault, Overloaded
@@ -30,42 +30,47 @@ from headrace.router.select import plan
 
 TENANT = "default"
 CLIENT_CLOSED = 499  # what the record says where no status was sent
-REMEMBERED_IDS = 4096  # callers' own request ids that are not taken twice
 
 log = logging.getLogger(__name__)
 
 
 class Generations:
-    """The ASGI application of one generating endpoint."""
+    """The ASGI application of one generating endpoint. `lookup` and `ids` are shared by all."""
 
-    def __init__(self, services: Services, endpoint: Endpoint, lookup: Lookup) -> None:
+    def __init__(
+        self, services: Services, endpoint: Endpoint, lookup: Lookup, ids: request_ids.RequestIds
+    ) -> None:
         self._services = services
         self._endpoint = endpoint
         self._lookup = lookup
-        self._taken: OrderedDict[str, None] = OrderedDict()
+        self._ids = ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call, whatever happens."""
         services = self._services
         headers = Headers(scope=scope)
         call = Call(
-            id=self._id(headers),
+            id=self._ids.take(headers.get(request_ids.HEADER)),
             tenant=TENANT,
             endpoint=self._endpoint,
             started=services.clock(),
             started_at=services.wall(),
         )
-        reply = Reply(send)
+        with services.admission.counted():
+            await self._answer(call, headers, receive, Reply(send))
+
+    async def _answer(self, call: Call, headers: Headers, receive: Receive, reply: Reply) -> None:
+        services = self._services
         error: HeadraceError
         try:
-            with services.admission.slot():
-                last = await self._run(call, headers, receive, reply)
-                account(services, call, "ok", 200)
-                if reply.started:
-                    await reply.end(last)
-                else:
-                    await reply.whole(200, decision_headers(call), last)
-                return
+            services.admission.admit()
+            last = await self._run(call, headers, receive, reply)
+            account(services, call, "ok", 200)
+            if reply.started:
+                await reply.end(last)
+            else:
+                await reply.whole(200, decision_headers(call), last)
+            return
         except ClientGone:
             account(services, call, "cancelled", 200 if reply.started else CLIENT_CLOSED)
             return
@@ -101,16 +106,6 @@ class Generations:
                     )
         finally:
             await close(events)
-
-    def _id(self, headers: Headers) -> str:
-        """The caller's id where it is usable and new here: an id names one record."""
-        theirs = usable_id(headers.get("x-request-id"))
-        if theirs is None or theirs in self._taken:
-            return f"req_{self._services.new_id()}"
-        self._taken[theirs] = None
-        if len(self._taken) > REMEMBERED_IDS:
-            self._taken.popitem(last=False)
-        return theirs
 
 
 def parse(call: Call, body: bytes) -> GenerationRequest:

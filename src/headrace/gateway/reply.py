@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from urllib.parse import quote
 
 from starlette.types import Send
@@ -19,14 +18,8 @@ JSON = "application/json"
 PATIENCE = 60.0  # seconds that a client may leave its connection full
 
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-_CALLERS_ID = re.compile(r"[\x21-\x7e]{1,64}")
 
 Headers = list[tuple[bytes, bytes]]
-
-
-def usable_id(header: str | None) -> str | None:
-    """The caller's own request id where it is short and printable."""
-    return header if header is not None and _CALLERS_ID.fullmatch(header) else None
 
 
 class Reply:
