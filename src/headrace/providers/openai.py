@@ -29,6 +29,7 @@ from headrace.providers.refusals import error_for, read_refusal, retry_after
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # as framed by the upstream
 MAX_ERROR_BYTES = 64 * 1024
+ERROR_WAIT = 2.0  # seconds an upstream has to say what is wrong after the status
 DRAIN = 0.02  # seconds an upstream has to end its answer after saying [DONE]
 
 _encoder = msgspec.json.Encoder()
@@ -241,8 +242,9 @@ class OpenAIProvider:
         self, response: aiohttp.ClientResponse, patience: _Patience
     ) -> HeadraceError:
         try:
-            body = await self._body(response, patience, MAX_ERROR_BYTES)
-        except (UpstreamError, UpstreamTimeout):
+            async with asyncio.timeout(ERROR_WAIT):
+                body = await self._body(response, patience, MAX_ERROR_BYTES)
+        except (TimeoutError, UpstreamError, UpstreamTimeout):
             body = b""  # the status says enough
         wait = retry_after(response.headers, self._clock)
         return error_for(self.name, response.status, read_refusal(body), wait)
@@ -304,7 +306,7 @@ async def _request_sent(
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
     """Read the answer's end, so that its connection can serve the next call."""
-    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+    with contextlib.suppress(*_CONNECTION_FAULTS):  # TimeoutError is an OSError
         async with asyncio.timeout(DRAIN):
             while await response.content.readany():
                 pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
@@ -19,11 +20,13 @@ from tests.fakes.upstream import (
     FakeUpstream,
     Gate,
     Script,
+    Stall,
+    chat,
     chunk,
     failing,
     sse,
 )
-from tests.unit.providers.calling import KEY, REQUEST, answer, provider
+from tests.unit.providers.calling import HELLO, KEY, REQUEST, answer, provider
 
 
 async def test_an_error_in_a_plain_body_with_a_good_status_is_an_error(
@@ -158,6 +161,30 @@ async def test_our_key_is_in_no_error(upstream: FakeUpstream, script: Script) ->
 async def test_our_key_is_not_in_the_providers_repr(upstream: FakeUpstream) -> None:
     async with provider(upstream) as made:
         assert KEY not in repr(made)
+
+
+async def test_a_refusal_that_never_ends_is_told_by_its_status(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "ERROR_WAIT", 0.1)
+    with pytest.raises(RateLimited) as caught:
+        await answer(upstream, Script([b'{"error": ', Stall()], 429, {"retry-after": "7"}))
+    assert caught.value.retry_after == 7.0
+    await asyncio.wait_for(upstream.received[0].left.wait(), 5)
+
+
+async def test_a_break_after_done_is_no_trouble(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "DRAIN", 5.0)
+    gate = Gate()
+    upstream.answer(Script([*chat("Hello", " world").parts, gate, Cut()]))
+    async with provider(upstream) as made:
+        events = made.generate(REQUEST, "m")
+        assert [await anext(events) for _ in HELLO] == HELLO
+        gate.opened.set()
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
 
 
 async def test_a_redirect_is_not_followed(upstream: FakeUpstream) -> None:
