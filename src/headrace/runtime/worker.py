@@ -39,7 +39,10 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Load the model, say so, and serve until the channel closes."""
     logging.basicConfig(format="engine %(levelname)s %(name)s: %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the platform's to handle
+    # A terminal's ^C and a service manager's stop go to the whole group: the platform handles
+    # them, and closes the channel when the running calls have ended.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
     options = json.loads(sys.argv[2])
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()

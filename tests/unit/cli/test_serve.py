@@ -30,6 +30,7 @@ def serving(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         lines: list[str] = []
@@ -59,9 +60,11 @@ def test_the_line_that_it_prints_works_when_pasted(tmp_path: Path, tiny: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_stops_quietly_when_told(tmp_path: Path, tiny: Path, number: signal.Signals) -> None:
+def test_it_stops_quietly_with_all_its_children_when_its_group_is_told(
+    tmp_path: Path, tiny: Path, number: signal.Signals
+) -> None:
     with serving(tmp_path, "--model", str(tiny), "--port", "0") as (process, _):
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as a terminal and a service manager do
         assert process.wait(20) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
