@@ -11,6 +11,8 @@ import typer
 from headrace.config.load import ConfigurationError, Loaded, load
 from headrace.config.schema import Configuration, Route
 from headrace.config.secrets import SecretError, resolve
+from headrace.registry.errors import InvalidReference
+from headrace.registry.references import parse
 
 config_app = typer.Typer(
     help="Check a configuration file.", no_args_is_help=True, rich_markup_mode=None
@@ -35,11 +37,19 @@ def check(
     Secrets are not needed: a variable that is not set here is only mentioned.
     """
     try:
-        loaded = load(file)
+        loaded = load(file, _source_fault)
     except ConfigurationError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     typer.echo(_summary(file, loaded))
+
+
+def _source_fault(source: str) -> str | None:
+    try:
+        parse(source)
+    except InvalidReference as error:
+        return str(error)
+    return None
 
 
 def _summary(file: Path, loaded: Loaded) -> str:

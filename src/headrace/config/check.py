@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,9 @@ from msgspec import inspect
 from headrace.config.document import MAX_SHOWN, Document, Path, Problem, field_name
 from headrace.config.schema import LOCAL, Configuration, Route
 from headrace.config.secrets import FORM, is_reference
+
+# Says what is wrong with a local model's reference, None if nothing is.
+SourceFault = Callable[[str], str | None]
 
 MAX_LISTED = 10  # names that a message lists
 
@@ -150,14 +153,16 @@ def _given(kind: inspect.Type, value: Any) -> str:
     return "a block of fields"
 
 
-def reference_problems(configuration: Configuration, document: Document) -> list[Problem]:
+def reference_problems(
+    configuration: Configuration, document: Document, source_fault: SourceFault
+) -> list[Problem]:
     """What does not fit together in a configuration whose types are right."""
     return [
         Problem(document.line(path), field_name(path), message)
         for path, message in (
             *_names(configuration),
             *_providers(configuration),
-            *_models(configuration),
+            *_models(configuration, source_fault),
             *_routes(configuration),
         )
     ]
@@ -203,7 +208,7 @@ def _address_fault(address: str) -> str | None:
     return None
 
 
-def _models(configuration: Configuration) -> Iterator[tuple[Path, str]]:
+def _models(configuration: Configuration, source_fault: SourceFault) -> Iterator[tuple[Path, str]]:
     known = (LOCAL, *configuration.providers)
     for name, model in configuration.models.items():
         if model.provider not in known:
@@ -213,6 +218,8 @@ def _models(configuration: Configuration) -> Iterator[tuple[Path, str]]:
             )
         if not model.source.strip():
             yield ("models", name, "source"), "expected the name of a model, got an empty string"
+        elif model.provider == LOCAL and (fault := source_fault(model.source)) is not None:
+            yield ("models", name, "source"), fault
 
 
 def _routes(configuration: Configuration) -> Iterator[tuple[Path, str]]:

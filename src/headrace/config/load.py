@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from headrace.config.check import reference_problems, type_problems
+from headrace.config.check import SourceFault, reference_problems, type_problems
 from headrace.config.document import MAX_BYTES, DocumentError, Problem, parse
 from headrace.config.schema import Configuration
 
@@ -40,8 +40,15 @@ class ConfigurationError(Exception):
         return f"{self.path}:{problem.line}: {field}{problem.message}"
 
 
-def load(path: Path | None) -> Loaded:
+def _any_source(source: str) -> str | None:
+    return None
+
+
+def load(path: Path | None, source_fault: SourceFault = _any_source) -> Loaded:
     """Read the configuration at `path`; without a path, the default one.
+
+    `source_fault` says what is wrong with a local model's reference, or None; what a reference
+    is, the registry knows.
 
     Raises ConfigurationError with every problem found.
     """
@@ -54,7 +61,7 @@ def load(path: Path | None) -> Loaded:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigurationError(path, (Problem(1, "", f"cannot be read: {reason}"),)) from None
-    configuration = _configuration(path, content)
+    configuration = _configuration(path, content, source_fault)
     return Loaded(configuration, version_of(configuration), path)
 
 
@@ -68,7 +75,7 @@ def version_of(configuration: Configuration) -> str:
     return blake2b(content, digest_size=6).hexdigest()
 
 
-def _configuration(path: Path, content: bytes) -> Configuration:
+def _configuration(path: Path, content: bytes, source_fault: SourceFault) -> Configuration:
     try:
         document = parse(content)
     except DocumentError as error:
@@ -79,7 +86,7 @@ def _configuration(path: Path, content: bytes) -> Configuration:
     if problems:
         raise ConfigurationError(path, _in_order(problems))
     configuration = msgspec.convert(document.value, Configuration)
-    problems = reference_problems(configuration, document)
+    problems = reference_problems(configuration, document, source_fault)
     if problems:
         raise ConfigurationError(path, _in_order(problems))
     return configuration

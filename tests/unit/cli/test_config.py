@@ -68,6 +68,16 @@ def test_a_bad_file_gives_one_line_per_problem_and_status_1(tmp_path: Path) -> N
     ]
 
 
+def test_a_local_model_that_no_reference_names_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "headrace.yaml"
+    path.write_text(GOOD.replace("source: smollm2-135m", "source: smolm2-135m"))
+    result = check(path)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(
+        f"{path}:4: models.small.source: 'smolm2-135m' is no model. Did you mean smollm2-135m?"
+    )
+
+
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     result = check(tmp_path / "none.yaml")
     assert result.exit_code == 1
