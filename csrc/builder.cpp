@@ -32,8 +32,9 @@ CacheShape cache_shape(const ModelShape& shape, bool exact) {
 void Buffer::grow(std::size_t rows) {
   floats.grow(product(product(rows, width), sizeof(float)));
   if (bytes) {
-    codes.grow(product(rows, width));
-    blocks.grow(product(product(rows, width / kBlock), sizeof(ActivationBlock)));
+    const std::size_t whole = (rows + kTileRows - 1) / kTileRows * kTileRows;
+    codes.grow(product(whole, width));
+    blocks.grow(product(product(whole, width / kBlock), sizeof(ActivationBlock)));
   }
 }
 
@@ -126,7 +127,8 @@ void Model::add_linear(Buffer& out, Buffer& source, const std::vector<std::size_
 void Model::pack(Weight& weight) {
   if (exact_ || weight.packed.data() || !panel_kind(weight.format, &weight.kind)) return;
   if (!scales_fit(weight.format, weight.data, weight.rows, weight.columns)) return;
-  const std::size_t panels = weight.panels(), bytes = weight.panel_bytes();
+  const std::size_t panels = weight.panels();
+  const std::size_t bytes = weight.columns / kBlock * static_cast<std::size_t>(panel_block_bytes(weight.kind));
   Region packed(product(panels, bytes));
   const auto members = static_cast<std::size_t>(team_.size());
   team_.run([&](int member) {

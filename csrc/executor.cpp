@@ -13,6 +13,8 @@ constexpr std::size_t kChunkColumns = 512;            // of a row, where a row i
 constexpr std::size_t kEnoughTasks = 4;               // of attention, a member: more need no splitting
 constexpr std::size_t kActivationBytes = 512 * 1024;  // rows of a linear taken together: they stay in the L2 cache
 
+constexpr std::size_t kPanelBytes = 24 * 1024;         // of packed weights that meet a tile of rows together
+
 std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
 
 std::size_t weight_tasks(const Weight& weight) {
@@ -25,8 +27,7 @@ std::size_t rows_together(std::size_t width) { return std::max<std::size_t>(32, 
 }  // namespace
 
 void Buffer::quantise(const Kernels& kernels, std::size_t index, std::size_t first, std::size_t last) const {
-  kernels.quantise(row(index) + first, (last - first) / kBlock, codes.as<std::int8_t>() + index * width + first,
-                   blocks.as<ActivationBlock>() + (index * width + first) / kBlock);
+  kernels.quantise(row(index) + first, (last - first) / kBlock, activations(), index, first / kBlock);
 }
 
 const float* Model::logits_of(std::size_t sample) const { return logits_->row(sample); }
@@ -178,29 +179,50 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
   const std::size_t rows = rows_of(*op.source), together = rows_together(op.source->width);
   std::size_t panels = 0;
   for (const LinearPart& part : op.parts) panels += weight_tasks(*part.weight);
-  for (std::size_t task = first; task < last; ++task) {
+  for (std::size_t task = first; task < last;) {
     std::size_t panel = task % panels;
     const LinearPart* part = op.parts.data();
     for (; panel >= weight_tasks(*part->weight); ++part) panel -= weight_tasks(*part->weight);
-    const Weight& weight = *part->weight;
     const std::size_t begin = task / panels * together, end = std::min(begin + together, rows);
-    const std::size_t height = weight.packed.data() ? kPanelRows : kFloatRows;
-    const std::size_t row = panel * height, column = part->column + row;
-    const std::size_t cols = std::min(height, weight.rows - row);
-    float* out = op.out->floats.as<float>() + column;
-    if (weight.packed.data()) {
-      kernels_.integer_panel({weight.kind, weight.packed.data() + panel * weight.panel_bytes(),
-                              op.source->activations(), begin, end, out, op.out->width, static_cast<int>(cols)});
+    // Neighbouring panels of one weight, as many as stay in the L1 cache, share each tile of rows.
+    const std::size_t close = std::max<std::size_t>(1, kPanelBytes / std::max<std::size_t>(1, part->weight->panel_bytes()));
+    const std::size_t count = std::min({last - task, weight_tasks(*part->weight) - panel, close});
+    if (part->weight->packed.data()) {
+      for (std::size_t row = begin; row < end; row += kTileRows) {
+        for (std::size_t i = 0; i < count; ++i) integer_panel(op, *part, panel + i, {row, std::min(row + kTileRows, end)});
+      }
     } else {
-      kernels_.float_panel({weight.format, weight.data + row * weight.stride(), weight.stride(), weight.columns,
-                            op.source->row(0), op.source->width, begin, end, out, op.out->width,
-                            static_cast<int>(cols),
-                            scratch_of(member)});
+      for (std::size_t i = 0; i < count; ++i) float_panel(op, *part, panel + i, {begin, end}, member);
     }
-    if (!op.bias.empty()) {
-      for (std::size_t i = begin; i < end; ++i) kernels_.add(out + i * op.out->width, op.bias.data() + column, cols);
-    }
+    task += count;
   }
+}
+
+void Model::add_bias(const LinearOp& op, std::size_t column, std::size_t cols, RowRange rows) const {
+  if (op.bias.empty()) return;
+  for (std::size_t row = rows.begin; row < rows.end; ++row) {
+    kernels_.add(op.out->row(row) + column, op.bias.data() + column, cols);
+  }
+}
+
+void Model::integer_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows) const {
+  const Weight& weight = *part.weight;
+  const std::size_t row = panel * kPanelRows, column = part.column + row;
+  const std::size_t cols = std::min<std::size_t>(kPanelRows, weight.rows - row);
+  kernels_.integer_panel({weight.kind, weight.packed.data() + panel * weight.panel_bytes(), op.source->activations(),
+                          rows.begin, rows.end, op.out->floats.as<float>() + column, op.out->width,
+                          static_cast<int>(cols)});
+  add_bias(op, column, cols, rows);
+}
+
+void Model::float_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows, int member) const {
+  const Weight& weight = *part.weight;
+  const std::size_t row = panel * kFloatRows, column = part.column + row;
+  const std::size_t cols = std::min<std::size_t>(kFloatRows, weight.rows - row);
+  kernels_.float_panel({weight.format, weight.data + row * weight.stride(), weight.stride(), weight.columns,
+                        op.source->row(0), op.source->width, rows.begin, rows.end,
+                        op.out->floats.as<float>() + column, op.out->width, static_cast<int>(cols), scratch_of(member)});
+  add_bias(op, column, cols, rows);
 }
 
 void Model::execute(const RotateOp& op, std::size_t first, std::size_t last, int) {

@@ -61,6 +61,9 @@ class Model {
   void plan_attention(const Batch& batch);
   float* scratch_of(int member) const;
   AttentionTile attention_tile(const AttentionOp& op, const RowTile& tile, std::size_t head, int member) const;
+  void integer_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows) const;
+  void float_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows, int member) const;
+  void add_bias(const LinearOp& op, std::size_t column, std::size_t cols, RowRange rows) const;
   void attend_whole(const AttentionTile& tile, int member);
   bool attend_part(const AttentionTile& tile, std::size_t index, std::size_t part);
   std::size_t rows_of(const Buffer& buffer) const;

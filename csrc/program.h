@@ -25,7 +25,8 @@ struct Weight {
 
   std::size_t stride() const { return row_bytes(format, columns); }
   std::size_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
-  std::size_t panel_bytes() const {
+  std::size_t panel_bytes() const {  // 0 where the weight is not packed
+    if (!packed.data()) return 0;
     return columns / kBlock * static_cast<std::size_t>(panel_block_bytes(kind));
   }
 };
@@ -113,6 +114,10 @@ struct SampleOp {
 
 using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, RotateOp, AttentionOp, GateOp, GatherOp,
                         SampleOp>;
+
+struct RowRange {
+  std::size_t begin, end;
+};
 
 // Rows [begin, end) of a sequence that attention takes together.
 struct RowTile {

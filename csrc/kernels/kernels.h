@@ -22,14 +22,20 @@ struct ActivationBlock {
   std::int32_t high;  // sum of codes 16..31
 };
 
-// Rows of activations: codes [rows, columns], blocks [rows, columns / 32].
+// Rows of activations in tiles of 8 rows, so that a kernel reads one stream: codes
+// [rows / 8, columns / 32, 8, 32], blocks [rows / 8, columns / 32, 8].
+constexpr std::size_t kTileRows = 8;
 struct Activations {
-  const std::int8_t* codes;
-  const ActivationBlock* blocks;
+  std::int8_t* codes;
+  ActivationBlock* blocks;
   std::size_t columns;
+  std::size_t block_index(std::size_t row, std::size_t block) const {
+    return (row / kTileRows * (columns / kBlock) + block) * kTileRows + row % kTileRows;
+  }
 };
 
-// out[row, 0..cols) = source[row] · weight rows of one panel, for rows [begin, end).
+// out[row, 0..cols) = source[row] · weight rows of one panel, for rows [begin, end); begin is a
+// multiple of 8.
 struct IntegerPanel {
   PanelKind kind;
   const std::uint8_t* panel;
@@ -137,7 +143,8 @@ struct Kernels {
   void (*norm)(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width);
   void (*gate_multiply)(float* out, const float* gate, const float* up, std::size_t width);
   void (*add)(float* out, const float* bias, std::size_t width);
-  void (*quantise)(const float* source, std::size_t blocks, std::int8_t* codes, ActivationBlock* out);
+  // `blocks` blocks of a row, to `out` from block `first` of row `row` on.
+  void (*quantise)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
   void (*integer_panel)(const IntegerPanel&);
   void (*float_panel)(const FloatPanel&);
   void (*rotate_and_write)(const RotateRow&);

@@ -11,7 +11,7 @@ void gate_multiply(float* out, const float* gate, const float* up, std::size_t w
 void add(float* out, const float* bias, std::size_t width);
 std::size_t largest(const float* values, std::size_t count);
 float log_sum_exp(const float* values, std::size_t count, float shift);
-void quantise(const float* source, std::size_t blocks, std::int8_t* codes, ActivationBlock* out);
+void quantise(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
 void integer_panel(const IntegerPanel& job);
 void float_panel(const FloatPanel& job);
 void rotate_and_write(const RotateRow& job);

@@ -70,14 +70,13 @@ inline IntVector high_bits(const IntVector* high, int group, int half) {
 
 // One block: sums of products of the columns 0..15 and 16..31 (one array where they share a scale).
 template <PanelKind KIND, int ROWS>
-inline void block_sums(const std::uint8_t* codes, const std::int8_t* activations, std::size_t stride,
-                       IntVector* low, IntVector* high) {
+inline void block_sums(const std::uint8_t* codes, const std::int8_t* activations, IntVector* low, IntVector* high) {
   if constexpr (KIND == PanelKind::Q8) {
     for (int group = 0; group < 8; ++group) {
       IntVector weights = load_codes(codes + 64 * group);
       if constexpr (kLanes == 16) weights ^= static_cast<std::int32_t>(0x80808080);
       for (int r = 0; r < ROWS; ++r) {
-        low[r] = dot<true>(low[r], weights, broadcast(activations + r * stride + 4 * group));
+        low[r] = dot<true>(low[r], weights, broadcast(activations + r * kBlock + 4 * group));
       }
     }
   } else {
@@ -96,7 +95,7 @@ inline void block_sums(const std::uint8_t* codes, const std::int8_t* activations
       }
       IntVector* upper = KIND == PanelKind::Q6 ? high : low;
       for (int r = 0; r < ROWS; ++r) {
-        const std::int8_t* from = activations + r * stride + 4 * group;
+        const std::int8_t* from = activations + r * kBlock + 4 * group;
         low[r] = dot<false>(low[r], first, broadcast(from));
         upper[r] = dot<false>(upper[r], second, broadcast(from + 16));
       }
@@ -109,32 +108,34 @@ void rows(const IntegerPanel& job, std::size_t first) {
   constexpr bool kTwoScales = KIND == PanelKind::Q6;
   constexpr int kHeader = has_minimum(KIND) || kTwoScales ? 64 : 32;
   constexpr int kZero = zero_code(KIND);
-  const std::size_t columns = job.source.columns, blocks = columns / kBlock;
-  const std::int8_t* activations = job.source.codes + first * columns;
-  const ActivationBlock* scales = job.source.blocks + first * blocks;
+  const std::size_t blocks = job.source.columns / kBlock, start = job.source.block_index(first, 0);
   for (int part = 0; part < kParts; ++part) {
     Vector sums[ROWS] = {};
     const std::uint8_t* at = job.panel + part * kLanes * 4;
     const std::uint8_t* header = job.panel + part * kLanes * 2;
+    const std::int8_t* activations = job.source.codes + start * kBlock;
+    const ActivationBlock* scales = job.source.blocks + start;
     for (std::size_t b = 0; b < blocks; ++b) {
       IntVector low[ROWS], high[ROWS];
       for (int r = 0; r < ROWS; ++r) {
-        const ActivationBlock& block = scales[r * blocks + b];
+        const ActivationBlock& block = scales[r];
         low[r] = IntVector{} - kZero * (kTwoScales ? block.low : block.low + block.high);
         if constexpr (kTwoScales) high[r] = IntVector{} - kZero * block.high;
       }
-      block_sums<KIND, ROWS>(at + kHeader, activations + b * kBlock, columns, low, high);
+      block_sums<KIND, ROWS>(at + kHeader, activations, low, high);
       const auto* halves = reinterpret_cast<const std::uint16_t*>(header);
       const Vector scale = load_half(halves);
       const Vector second = kHeader == 64 ? load_half(halves + 16) : Vector{};
       for (int r = 0; r < ROWS; ++r) {
-        const ActivationBlock& block = scales[r * blocks + b];
+        const ActivationBlock& block = scales[r];
         sums[r] += __builtin_convertvector(low[r], Vector) * (scale * block.scale);
         if constexpr (kTwoScales) sums[r] += __builtin_convertvector(high[r], Vector) * (second * block.scale);
         if constexpr (has_minimum(KIND)) sums[r] += second * block.sum;
       }
       at += panel_block_bytes(KIND);
       header += panel_block_bytes(KIND);
+      activations += kTileRows * kBlock;
+      scales += kTileRows;
     }
     for (int r = 0; r < ROWS; ++r) {
       float* out = job.out + (first + r) * job.stride + part * kLanes;
@@ -168,9 +169,11 @@ void integer_panel(const IntegerPanel& job) {
   }
 }
 
-void quantise(const float* source, std::size_t blocks, std::int8_t* codes, ActivationBlock* out) {
+void quantise(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first) {
   typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
-  for (std::size_t b = 0; b < blocks; ++b, source += kBlock, codes += kBlock) {
+  for (std::size_t b = 0; b < blocks; ++b, source += kBlock) {
+    const std::size_t index = out.block_index(row, first + b);
+    std::int8_t* codes = out.codes + index * kBlock;
     Vector most{};
     for (int i = 0; i < kBlock; i += kLanes) {
       const Vector value = load(source + i);
@@ -185,13 +188,9 @@ void quantise(const float* source, std::size_t blocks, std::int8_t* codes, Activ
       __builtin_memcpy(codes + i, &bytes, sizeof bytes);
       halves[i / 16] += code;
     }
-    out[b].low = out[b].high = 0;
-    for (int i = 0; i < kLanes; ++i) {
-      out[b].low += halves[0][i];
-      out[b].high += halves[1][i];
-    }
-    out[b].scale = top / 127.0f;
-    out[b].sum = out[b].scale * static_cast<float>(out[b].low + out[b].high);
+    const std::int32_t low = sum(halves[0]), high = sum(halves[1]);
+    const float scale = top / 127.0f;
+    out.blocks[index] = {scale, scale * static_cast<float>(low + high), low, high};
   }
 }
 

@@ -46,6 +46,15 @@ inline float sum(Vector value) {
   return lanes[0];
 }
 
+inline std::int32_t sum(IntVector value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)value);
+#endif
+  std::int32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += value[i];
+  return total;
+}
+
 inline float maximum(Vector value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)value);
