@@ -84,6 +84,7 @@ async def _exchange(process: asyncio.subprocess.Process, task: Task) -> Grade:
 
 def main() -> None:
     """Answer each line of standard input, a task, by one line: its grade."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it too, without a word
     decoder = msgspec.json.Decoder(Task)
     sys.stdout.buffer.write(b"ready\n")
     sys.stdout.buffer.flush()

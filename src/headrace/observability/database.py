@@ -38,7 +38,7 @@ def open_engine(url: str) -> Engine:
         if parsed.database in (None, "", ":memory:"):
             raise ValueError("The call log needs a SQLite file, not a database in memory.")
         Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url)
+    engine = create_engine(url, hide_parameters=True)  # no content in error messages
     if dialect == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
     return engine

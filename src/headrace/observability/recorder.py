@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from headrace.observability.journal import MAX_ENTRY_BYTES, Journal, Segment
 from headrace.observability.record import CallRecord
@@ -44,6 +44,7 @@ class Recorder:
         self._counts = threading.Lock()
         self._lost = 0
         self._losing = False
+        self._fault = ""  # why the last move failed
         self._wake = threading.Event()  # there is something to move
         self._hurry = threading.Event()  # do not let more gather
         self._turn = threading.Condition()
@@ -130,6 +131,7 @@ class Recorder:
                 self._wake.clear()
                 self._hurry.clear()
             if self._move():
+                self._fault = ""
                 with self._turn:
                     self._done = asked
                     self._turn.notify_all()
@@ -139,23 +141,27 @@ class Recorder:
 
     def _move(self) -> bool:
         """Move all that is in the journal now to the store; whether that worked."""
-        now = time.monotonic()
-        steps: list[Callable[[], None]] = []
-        if now >= self._adopt_at or self._asked > self._done:
-            self._adopt_at = now + ADOPT_SECONDS
+        if time.monotonic() >= self._adopt_at or self._asked > self._done:
+            self._adopt_at = time.monotonic() + ADOPT_SECONDS
             self._try(self._journal.adopt)
-        if now >= self._sync_at:
-            self._sync_at = now + SYNC_SECONDS
-            steps.append(self._journal.sync)
-        steps += [partial(self._move_segment, segment) for segment in self._journal.segments()]
-        worked = [self._try(step) for step in steps]  # all of them: one that fails stops no other
-        return all(worked)
+        synced = self._try(self._sync)
+        segments = self._journal.segments()
+        # all of them are tried: one that cannot be moved stops no other
+        moved = [self._try(partial(self._move_segment, segment)) for segment in segments]
+        return synced and all(moved)
+
+    def _sync(self) -> None:
+        if time.monotonic() >= self._sync_at:
+            self._sync_at = time.monotonic() + SYNC_SECONDS
+            self._journal.sync()
 
     def _try(self, step: Callable[[], None]) -> bool:
         try:
             step()
         except Exception as error:
-            log.error("The call log cannot be moved to its store: %s", error)
+            if str(error) != self._fault:  # once, not at every try
+                log.error("The call log cannot be moved to its store: %s", error)
+            self._fault = str(error)
             return False
         return True
 
@@ -164,6 +170,7 @@ class Recorder:
         end = segment.end
         while segment.moved < end:
             self._move_batch(segment)
+            self._sync()
         if sealed and segment.stored:
             self._journal.retire(segment)
 
@@ -191,14 +198,14 @@ class Recorder:
     def _store(self, records: list[CallRecord]) -> int:
         """Insert the records; the number of those that the store cannot hold.
 
-        One bad record must not hold up the others. Raises OperationalError if the store itself
-        does not work now.
+        One bad record must not hold up the others. Raises DBAPIError if the store itself does not
+        work now: then the records stay in the journal.
         """
         try:
             self.store.insert(records)
-        except OperationalError:
-            raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, DBAPIError) and not isinstance(error, DataError | IntegrityError):
+                raise
             if len(records) == 1:
                 log.exception("The store refused the record of call %s.", records[0].id)
                 return 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -33,6 +35,15 @@ def test_a_call_is_counted_with_its_tokens_times_and_dollars() -> None:
     assert found["headrace_ttft_seconds_count", SERVED] == 1
     assert found["headrace_itl_seconds_sum", SERVED] == pytest.approx(0.02)
     assert found["headrace_call_seconds_count", SERVED] == 2
+
+
+def test_the_documentation_names_every_metric() -> None:
+    metrics = Metrics()
+    metrics.watch_lost(lambda: 0)
+    told = (Path(__file__).parents[3] / "docs" / "records.md").read_text()
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        if not family.name.endswith("_created"):
+            assert f"`{family.name}" in told
 
 
 def test_names_that_callers_invent_make_no_labels() -> None:

@@ -215,13 +215,17 @@ def test_an_id_that_a_caller_uses_again_names_two_calls(recorder: Recorder) -> N
     assert newest.started_at == 2.0
 
 
-def test_a_record_that_the_store_cannot_hold_is_lost_alone(recorder: Recorder) -> None:
+def test_a_record_that_the_store_cannot_hold_is_lost_alone_and_not_repeated_in_the_log(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
     recorder.record(call("good"))
-    recorder.record(call("not-a-time", duration=float("nan")))
+    recorder.record(call("not-a-time", duration=float("nan"), tenant="secret"))
     recorder.record(call("also-good"))
     assert recorder.flush()
     assert [record.id for record in recorder.store.all_calls()] == ["good", "also-good"]
     assert recorder.lost == 1
+    assert "refused the record of call not-a-time" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_two_servers_share_a_directory(tmp_path: Path) -> None:
@@ -282,6 +286,23 @@ def test_a_locked_store_delays_calls_and_loses_none(tmp_path: Path) -> None:
     assert recorder.flush()
     assert recorder.store.call("waits") is not None
     recorder.close()
+
+
+def test_a_damaged_database_keeps_calls_in_the_journal_for_a_sound_one(tmp_path: Path) -> None:
+    recorder = Recorder.open(tmp_path)
+    recorder.store.engine.dispose()
+    for leftover in tmp_path.glob("calls.db*"):
+        leftover.unlink()
+    (tmp_path / "calls.db").write_bytes(b"no database " * 1000)
+    recorder.record(call("kept"))
+    assert not recorder.flush(timeout=0.5)
+    (tmp_path / "calls.db").unlink()
+    recorder.close(timeout=0.1)
+    assert recorder.lost == 0
+    again = Recorder.open(tmp_path)
+    assert again.flush()
+    assert again.store.call("kept") is not None
+    again.close()
 
 
 def test_when_the_journal_is_full_calls_are_lost_by_count(tmp_path: Path) -> None:
