@@ -3,16 +3,18 @@
     python benchmarks/decisions.py
 
 Peer of each figure: one asyncio task that is created and awaited, in the same run, the smallest
-thing any asynchronous server does per request. `x` is the ratio to it.
+thing any asynchronous server does per request. `x` is the ratio to it. The figures are kept in
+`benchmarks/results/decisions.json`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import platform
 import time
 from collections.abc import AsyncGenerator, Callable
 from statistics import median
+
+from setting import keep, setting
 
 from headrace.cache.exact import ExactCache
 from headrace.cache.flight import SingleFlight
@@ -154,9 +156,12 @@ def main() -> None:
         "single flight, per event, 1 listener": asyncio.run(shared(1)) - bare,
         "single flight, per event, 16 listeners": asyncio.run(shared(16)) - bare,
     }
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    about = setting()
+    print(f"{about['processor']}, Python {about['python']}, load {about['load']:.1f}")
     for name, microseconds in figures.items():
         print(f"{name:<40} {microseconds:9.2f} µs   {microseconds / unit:7.2f} x")
+    microseconds_of = {name: round(value, 2) for name, value in figures.items()}
+    keep("decisions", {"setting": about, "microseconds": microseconds_of})
 
 
 if __name__ == "__main__":
