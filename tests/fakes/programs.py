@@ -110,7 +110,9 @@ def greedy(samples: int) -> SamplingRows:
         temperature=np.zeros(samples, np.float32),
         top_k=np.zeros(samples, np.int32),
         top_p=np.ones(samples, np.float32),
+        min_p=np.zeros(samples, np.float32),
         uniform=np.zeros(samples, np.float32),
+        target=np.full(samples, -1, np.int32),
     )
 
 

@@ -23,6 +23,7 @@ from .request import (
     RequestRefused,
     SamplingParameters,
     Timings,
+    TokenLogprob,
 )
 
 Message = dict[str, Any]
@@ -59,7 +60,8 @@ def request_frame(request: Request) -> bytes:
 def read_request(message: Message) -> Request:
     """The request of a `generate` message."""
     sampling = message["sampling"]
-    sampling["stop"] = tuple(sampling["stop"])
+    for field in ("stop", "stop_tokens", "logit_bias"):
+        sampling[field] = tuple(sampling[field])
     return Request(message["id"], message["prompt"], SamplingParameters(**sampling))
 
 
@@ -78,7 +80,14 @@ def read_refusal(message: Message) -> RequestRefused:
 def outputs_frame(outputs: list[Output], counters: Counters) -> bytes:
     """News of requests after a step, and the counters."""
     news = [
-        (output.id, output.text, output.tokens, output.finish and asdict(output.finish))
+        (
+            output.id,
+            output.text,
+            output.tokens,
+            output.finish and asdict(output.finish),
+            [logprob_frame(one) for one in output.logprobs],
+            [logprob_frame(one) for one in output.prompt_logprobs],
+        )
         for output in outputs
     ]
     return frame("outputs", outputs=news, counters=asdict(counters))
@@ -87,9 +96,30 @@ def outputs_frame(outputs: list[Output], counters: Counters) -> bytes:
 def read_outputs(message: Message) -> list[Output]:
     """The news of an `outputs` message."""
     return [
-        Output(id, text, tuple(tokens), finish and read_finish(finish))
-        for id, text, tokens, finish in message["outputs"]
+        Output(
+            id,
+            text,
+            tuple(tokens),
+            finish and read_finish(finish),
+            tuple(map(read_logprob, logprobs)),
+            tuple(map(read_logprob, prompt_logprobs)),
+        )
+        for id, text, tokens, finish, logprobs, prompt_logprobs in message["outputs"]
     ]
+
+
+def logprob_frame(one: TokenLogprob) -> list[Any]:
+    """A token's log-probability; JSON has no bytes, so each is one character of Latin-1."""
+    ranked = [logprob_frame(other) for other in one.ranked]
+    return [one.token, one.bytes.decode("latin-1"), one.logprob, ranked]
+
+
+def read_logprob(sent: list[Any]) -> TokenLogprob:
+    """The log-probability of a frame."""
+    token, label, logprob, ranked = sent
+    return TokenLogprob(
+        token, label.encode("latin-1"), logprob, tuple(read_logprob(other) for other in ranked)
+    )
 
 
 def read_finish(finish: Message) -> Finish:

@@ -12,18 +12,17 @@ An engine is used from one thread; `runtime.worker` runs one in a process of its
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 
-from .backends.base import Backend, KVLayout
+from .admission import admit
+from .backends.base import Backend, KVLayout, Sampled
 from .backends.choice import AUTO, choose
-from .kvcache import DIGEST_BYTES, BlockPool
+from .kvcache import BlockPool
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .models.program import decoder_program
 from .plan import plan_batch
@@ -38,10 +37,10 @@ from .request import (
     RequestRefused,
     SamplingParameters,
     Timings,
+    TokenLogprob,
 )
 from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
 from .sequence import Sequence
-from .text.detokenizer import Detokenizer, StopStrings
 
 log = logging.getLogger(__name__)
 
@@ -68,20 +67,6 @@ class Completion:
     text: str
     tokens: tuple[int, ...]
     finish: Finish
-
-
-def check(asked: SamplingParameters) -> None:
-    """Raise RequestRefused on a sampling parameter that has no meaning."""
-    bounds = {
-        "max_tokens": (asked.max_tokens is None or asked.max_tokens >= 1, "at least 1"),
-        "temperature": (0 <= asked.temperature < math.inf, "a number from 0"),
-        "top_p": (0 < asked.top_p <= 1, "over 0 and at most 1"),
-        "top_k": (0 <= asked.top_k < 2**31, "0 (all) or a count"),
-        "stop": (all(asked.stop), "strings that are not empty"),
-    }
-    for field, (good, expected) in bounds.items():
-        if not good:
-            raise RequestRefused("invalid_value", f"{field} must be {expected}", field=field)
 
 
 class Engine:
@@ -153,53 +138,9 @@ class Engine:
             raise RequestRefused("busy", "the engine's queue is full")
         if request.id in self.sequences:
             raise RequestRefused("invalid_value", "this id is running already", field="id")
-        asked = request.sampling
-        check(asked)
-        tokens = self.encode(request.prompt)
-        if len(tokens) >= self.context:
-            raise RequestRefused(
-                "context_too_long",
-                f"the prompt has {len(tokens)} tokens, the context holds {self.context} with "
-                "at least one for the answer",
-                limit=self.context,
-                tokens=len(tokens),
-            )
-        limit = self.context
-        if asked.max_tokens is not None:
-            limit = min(limit, len(tokens) + asked.max_tokens)
-        sequence = Sequence(
-            id=request.id,
-            tokens=tokens,
-            prompt_tokens=len(tokens),
-            limit=limit,
-            sampling=asked,
-            seed=secrets.randbits(64) if asked.seed is None else asked.seed,
-            detokenizer=Detokenizer(self.checkpoint.vocabulary),
-            stops=StopStrings(asked.stop),
-            salt=blake2b(request.tenant.encode(), digest_size=DIGEST_BYTES).digest(),
-            arrived=self.clock(),
-        )
+        sequence = admit(request, self.checkpoint, self.context, self.clock())
         self.sequences[request.id] = sequence
         self.scheduler.add(sequence)
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt. Raises RequestRefused on none, or on ids not in the vocabulary."""
-        vocabulary = self.checkpoint.vocabulary
-        if isinstance(prompt, str):
-            tokens = vocabulary.encode(prompt, add_bos=vocabulary.add_bos)
-        elif prompt and isinstance(prompt[0], Mapping):
-            text = self.checkpoint.template.render(prompt)  # type: ignore[arg-type]
-            tokens = vocabulary.encode(text, add_bos=vocabulary.add_bos)
-        else:
-            tokens = list(prompt)  # type: ignore[arg-type]
-        size = self.checkpoint.architecture.vocabulary
-        if not tokens:
-            raise RequestRefused("invalid_value", "the prompt has no tokens", field="prompt")
-        if not all(isinstance(token, int) and 0 <= token < size for token in tokens):
-            raise RequestRefused(
-                "invalid_value", f"token ids must be integers from 0 to {size - 1}", field="prompt"
-            )
-        return tokens
 
     def cancel(self, id: str) -> bool:
         """Drop a request and free its KV; False where it is not there (any more)."""
@@ -232,45 +173,80 @@ class Engine:
         except Exception:
             # The step's requests fail; the engine and everybody else go on.
             log.exception("a step of %d sequences failed", len(spans))
-            return [self.end(span.sequence, "", (), "error") for span in spans]
+            failed = [span.sequence for span in spans]
+            return [Output(one.id, "", finish=self.end(one, "error")) for one in failed]
         self.steps += 1
-        return self.collect(spans, sampled.tokens.tolist())
+        return self.collect(spans, sampled)
 
-    def collect(self, spans: list[Span], tokens: list[int]) -> list[Output]:
+    def collect(self, spans: list[Span], sampled: Sampled) -> list[Output]:
         """Note what a step computed; hand its tokens to the sequences that sampled."""
         outputs = []
-        chosen = iter(tokens)
+        rows = iter(range(len(sampled.tokens)))
         for span in spans:
             samples, sequence = span.samples, span.sequence
+            for _ in span.scored:
+                shown = sequence.sampling.prompt_logprobs or 0
+                sequence.prompt_logprobs.append(self.logprob(sampled, next(rows), shown))
             sequence.computed += span.count
             self.pool.publish(sequence.table, sequence.tokens, sequence.computed, sequence.salt)
             if samples:
-                outputs.append(self.append(sequence, next(chosen)))
+                outputs.append(self.extend(sequence, sampled, next(rows)))
         return outputs
 
-    def append(self, sequence: Sequence, token: int) -> Output:
-        """Give a sequence its next token; it may be its last."""
+    def logprob(self, sampled: Sampled, row: int, shown: int) -> TokenLogprob:
+        """A row's token with its log-probability, and the `shown` most likely ones with theirs."""
+        label = self.checkpoint.vocabulary.label
+        token = int(sampled.tokens[row])
+        others: tuple[TokenLogprob, ...] = ()
+        if sampled.ranked_tokens is not None and sampled.ranked_logprobs is not None:
+            found = zip(
+                sampled.ranked_tokens[row, :shown].tolist(),
+                sampled.ranked_logprobs[row, :shown].tolist(),
+                strict=True,
+            )
+            others = tuple(TokenLogprob(other, label(other), value) for other, value in found)
+        return TokenLogprob(token, label(token), float(sampled.logprobs[row]), others)
+
+    def extend(self, sequence: Sequence, sampled: Sampled, row: int) -> Output:
+        """Give a sequence the token of a row; it may be its last."""
+        token = int(sampled.tokens[row])
+        first = sequence.first_token is None
+        text, reason = self.append(sequence, token)
+        shown = sequence.sampling.logprobs
+        return Output(
+            id=sequence.id,
+            text=text,
+            tokens=(token,),
+            finish=None if reason is None else self.end(sequence, reason),
+            logprobs=() if shown is None else (self.logprob(sampled, row, shown),),
+            prompt_logprobs=tuple(sequence.prompt_logprobs) if first else (),
+        )
+
+    def append(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
+        """Append one token: the text that may be shown now, and why it is the last if it is."""
         sequence.tokens.append(token)
         self.generated_tokens += 1
         if sequence.first_token is None:
             sequence.first_token = self.clock()
-        if token in self.checkpoint.vocabulary.end_ids and not sequence.sampling.ignore_eos:
-            return self.end(sequence, self.rest(sequence), (token,), "stop")
-        text, stopped = sequence.stops.feed(sequence.detokenizer.feed(token))
+        if sequence.counts is not None:
+            sequence.counts.add(token)
+        if token in sequence.end_tokens:
+            return self.rest(sequence), "stop"
+        text, stopped = sequence.detokenizer.feed(token), False
+        if sequence.generated >= sequence.sampling.min_tokens:
+            text, stopped = sequence.stops.feed(text)
         if stopped:
-            return self.end(sequence, text, (token,), "stop")
+            return text, "stop"
         if len(sequence.tokens) >= sequence.limit:
-            return self.end(sequence, text + self.rest(sequence), (token,), "length")
-        return Output(sequence.id, text, (token,))
+            return text + self.rest(sequence), "length"
+        return text, None
 
     def rest(self, sequence: Sequence) -> str:
         """Text that was held back and may be shown now that nothing follows."""
         text, stopped = sequence.stops.feed(sequence.detokenizer.finish())
         return text if stopped else text + sequence.stops.finish()
 
-    def end(
-        self, sequence: Sequence, text: str, tokens: tuple[int, ...], reason: FinishReason
-    ) -> Output:
+    def end(self, sequence: Sequence, reason: FinishReason) -> Finish:
         """Forget a sequence and say how it went."""
         now = self.clock()
         started = now if sequence.started is None else sequence.started
@@ -278,10 +254,7 @@ class Engine:
         timings = Timings(started - sequence.arrived, first - started, now - first)
         del self.sequences[sequence.id]
         self.scheduler.remove(sequence)
-        finish = Finish(
-            reason, sequence.prompt_tokens, sequence.generated, sequence.cached, timings
-        )
-        return Output(sequence.id, text, tokens, finish)
+        return Finish(reason, sequence.prompt_tokens, sequence.generated, sequence.cached, timings)
 
     def counters(self) -> Counters:
         """The engine's state in numbers."""

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Several
+from dataclasses import dataclass
 
 import numpy as np
 
-from .backends.base import Batch
-from .sampling import sampling_rows
+from .backends.base import Batch, SamplingRows
+from .penalties import gather
+from .sampling import uniform
 from .scheduler import Span
+from .sequence import Sequence
+
+NOT_SCORED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A row whose logits are wanted: to choose a token, or for the log-probability of `target`."""
+
+    row: int
+    sequence: Sequence
+    target: int = NOT_SCORED
 
 
 def plan_batch(spans: Several[Span], block_size: int) -> Batch:
@@ -28,8 +43,11 @@ def plan_batch(spans: Several[Span], block_size: int) -> Batch:
         tokens[first:last] = sequence.tokens[begin:end]
         positions[first:last] = places
         slots[first:last] = tables[index, places // block_size] * block_size + places % block_size
-    sampling = [span.sequence for span in spans if span.samples]
-    reach = np.array([span.samples for span in spans], np.bool_)
+    wanted = [
+        probe
+        for first, span in zip(row_starts, spans, strict=False)
+        for probe in probes(span, int(first))
+    ]
     return Batch(
         tokens=tokens,
         positions=positions,
@@ -37,6 +55,47 @@ def plan_batch(spans: Several[Span], block_size: int) -> Batch:
         row_starts=row_starts,
         context_lengths=np.array([span.sequence.computed for span in spans], np.int32) + counts,
         block_tables=tables,
-        sampled_rows=row_starts[1:][reach] - 1,
-        sampling=sampling_rows([(one.sampling, one.seed, one.generated) for one in sampling]),
+        sampled_rows=np.array([probe.row for probe in wanted], np.int32),
+        sampling=sampling_rows(wanted),
     )
+
+
+def probes(span: Span, first: int) -> Iterator[Probe]:
+    """The rows of a span whose logits are wanted, in order; its first row is row `first`."""
+    sequence = span.sequence
+    for position in span.scored:
+        yield Probe(first + position - sequence.computed, sequence, sequence.tokens[position + 1])
+    if span.samples:
+        yield Probe(first + span.count - 1, sequence)
+
+
+def sampling_rows(wanted: Several[Probe]) -> SamplingRows:
+    """How the token of each wanted row is chosen."""
+    asked = [probe.sequence.sampling for probe in wanted]
+    return SamplingRows(
+        temperature=np.array([one.temperature for one in asked], np.float32),
+        top_k=np.array([one.top_k for one in asked], np.int32),
+        top_p=np.array([one.top_p for one in asked], np.float32),
+        min_p=np.array([one.min_p for one in asked], np.float32),
+        uniform=np.array(
+            [uniform(probe.sequence.seed, probe.sequence.generated) for probe in wanted], np.float32
+        ),
+        target=np.array([probe.target for probe in wanted], np.int32),
+        ranked=max((ranked(probe) for probe in wanted), default=0),
+        edits=gather([edits(probe) for probe in wanted]),
+    )
+
+
+def ranked(probe: Probe) -> int:
+    """How many of the most likely tokens the probe's request wants to see."""
+    asked = probe.sequence.sampling
+    return (asked.logprobs if probe.target == NOT_SCORED else asked.prompt_logprobs) or 0
+
+
+def edits(probe: Probe) -> tuple[list[int], list[float], list[float]] | None:
+    """The edits of the probe's logits, where its request asks for any."""
+    sequence = probe.sequence
+    if sequence.counts is None or probe.target != NOT_SCORED:
+        return None
+    early = sequence.generated < sequence.sampling.min_tokens
+    return sequence.counts.entries(sequence.end_tokens if early else ())

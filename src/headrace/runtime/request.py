@@ -16,16 +16,28 @@ class SamplingParameters:
     """How a request's tokens are chosen.
 
     `max_tokens` None runs to the end of the context. `top_k` 0 means all. Without a `seed` one
-    is drawn when the request is admitted.
+    is drawn when the request is admitted. Presence and frequency penalties count the tokens
+    generated so far (OpenAI's definition), the repetition penalty those of the prompt too (Keskar
+    et al. 2019, arXiv 1909.05858). `logprobs` asks for the log-probability of each token and of
+    that many of the most likely ones; `prompt_logprobs` for those of the prompt's tokens.
     """
 
     max_tokens: int | None = None
+    min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token, addend
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 DEFAULT_SAMPLING = SamplingParameters()
@@ -39,6 +51,19 @@ class Request:
     prompt: Prompt
     sampling: SamplingParameters = DEFAULT_SAMPLING
     tenant: str = ""  # requests of one tenant may share the KV of equal prefixes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its log-probability, and the most likely tokens at its place with theirs.
+
+    `bytes` are what the token stands for; of a special token its name.
+    """
+
+    token: int
+    bytes: bytes
+    logprob: float
+    ranked: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +91,17 @@ class Output:
     """News of one request: more text, and at the end why it ended.
 
     `tokens` are the ids behind the text so far not reported; `text` may lag behind them while a
-    character or a possible stop string is incomplete.
+    character or a possible stop string is incomplete. `logprobs` go with `tokens`, where they
+    were asked for; `prompt_logprobs` come once, with the first token, for the prompt's tokens but
+    the first.
     """
 
     id: str
     text: str
     tokens: tuple[int, ...] = ()
     finish: Finish | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,10 @@
-"""Sampling: the arrays a backend samples with, and the obvious sampler that defines them."""
+"""Sampling: the obvious sampler that defines what `backends.base.SamplingRows` asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from .backends.base import Float32, Sampled, SamplingRows
-from .request import SamplingParameters
+from .backends.base import Float32, Int32, Sampled, SamplingRows
 
 MASK = (1 << 64) - 1
 
@@ -30,45 +27,65 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def sampling_rows(rows: Sequence[tuple[SamplingParameters, int, int]]) -> SamplingRows:
-    """Arrays for the sampled rows of a step, each (parameters, seed, index of its output token)."""
-    return SamplingRows(
-        temperature=np.array([asked.temperature for asked, _, _ in rows], np.float32),
-        top_k=np.array([asked.top_k for asked, _, _ in rows], np.int32),
-        top_p=np.array([asked.top_p for asked, _, _ in rows], np.float32),
-        uniform=np.array([uniform(seed, index) for _, seed, index in rows], np.float32),
-    )
-
-
 def sample(logits: Float32, rows: SamplingRows) -> Sampled:
-    """Choose a token for each row of logits [samples, vocabulary], as `SamplingRows` defines it."""
-    tokens = np.array(
-        [
-            choose(logits[row], float(rows.temperature[row]), int(rows.top_k[row]),
-                   float(rows.top_p[row]), float(rows.uniform[row]))
-            for row in range(len(logits))
-        ],
-        np.int32,
-    )  # fmt: skip
+    """Choose a token for each row of logits [samples, vocabulary]."""
+    edited = mask(edit(logits, rows), rows)
+    tokens = np.array([choose(edited[row], rows, row) for row in range(len(logits))], np.int32)
+    tokens = np.where(rows.target >= 0, rows.target, tokens).astype(np.int32)
     peak = logits.max(axis=1, keepdims=True)
-    normaliser = peak[:, 0] + np.log(np.exp(logits - peak).sum(axis=1))
-    chosen = np.take_along_axis(logits, tokens[:, None].astype(np.int64), axis=1)[:, 0]
-    return Sampled(tokens, (chosen - normaliser).astype(np.float32))
+    normaliser = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
+    logprobs = take(logits, tokens[:, None]) - normaliser
+    if not rows.ranked:
+        return Sampled(tokens, logprobs[:, 0])
+    ranked = np.argsort(-logits, axis=1, kind="stable")[:, : rows.ranked].astype(np.int32)
+    return Sampled(tokens, logprobs[:, 0], ranked, take(logits, ranked) - normaliser)
 
 
-def choose(logits: Float32, temperature: float, top_k: int, top_p: float, uniform: float) -> int:
+def take(logits: Float32, tokens: Int32) -> Float32:
+    """The logits of tokens [samples, n]."""
+    return np.take_along_axis(logits, tokens.astype(np.int64), axis=1)
+
+
+def edit(logits: Float32, rows: SamplingRows) -> Float32:
+    """The logits with the rows' edits, in a copy where there are any."""
+    edits = rows.edits
+    if edits is None:
+        return logits
+    edited = logits.copy()
+    entries = np.repeat(np.arange(len(logits)), np.diff(edits.starts))
+    found = logits[entries, edits.tokens]
+    changed = np.where(found > 0, found / edits.divisors, found * edits.divisors) + edits.addends
+    edited[entries, edits.tokens] = changed
+    return edited
+
+
+def mask(logits: Float32, rows: SamplingRows) -> Float32:
+    """The logits with those that a grammar forbids at -inf."""
+    masks = rows.masks
+    if masks is None:
+        return logits
+    size = logits.shape[1]
+    allowed = np.unpackbits(masks.allowed.view(np.uint8), axis=1, count=size, bitorder="little")
+    free = np.ones((1, size), np.uint8)
+    return np.where(np.concatenate([allowed, free])[masks.rows], logits, -np.inf)
+
+
+def choose(logits: Float32, rows: SamplingRows, row: int) -> int:
     """One row's token."""
-    if temperature == 0:
+    if rows.temperature[row] == 0:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")  # ties by ascending id
-    if top_k:
-        order = order[:top_k]
-    scaled = (logits[order] - logits[order[0]]) / temperature
+    if rows.top_k[row]:
+        order = order[: rows.top_k[row]]
+    scaled = (logits[order] - logits[order[0]]) / rows.temperature[row]
     probabilities = np.exp(scaled.astype(np.float64))
     cumulative = np.cumsum(probabilities)
-    if top_p < 1:
+    if rows.top_p[row] < 1:
         # the smallest set that reaches top_p, never empty
-        kept = int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1
+        kept = int(np.searchsorted(cumulative, rows.top_p[row] * cumulative[-1])) + 1
         cumulative = cumulative[:kept]
-    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    if rows.min_p[row] > 0:
+        likely = int((probabilities >= rows.min_p[row]).sum())  # the first is 1
+        cumulative = cumulative[:likely]
+    place = int(np.searchsorted(cumulative, rows.uniform[row] * cumulative[-1], side="right"))
     return int(order[min(place, len(cumulative) - 1)])

@@ -43,6 +43,16 @@ class Span:
         """Whether the span reaches the sequence's end."""
         return self.count == self.sequence.pending
 
+    @property
+    def scored(self) -> range:
+        """Positions in the span whose next token's log-probability is wanted: the prompt's."""
+        sequence = self.sequence
+        if sequence.sampling.prompt_logprobs is None:
+            return range(0)
+        known = len(sequence.prompt_logprobs)  # more than `computed` after a preemption
+        end = min(sequence.computed + self.count, sequence.prompt_tokens - 1)
+        return range(max(sequence.computed, known), end)
+
 
 class Scheduler:
     """First come, first served; when KV runs out the youngest gives way and is computed again."""
@@ -90,7 +100,8 @@ class Scheduler:
         if len(self.running) >= self.limits.sequences:
             return False
         table, tokens = sequence.table, sequence.tokens
-        shared = self.pool.share(table, tokens, sequence.salt)
+        scored = sequence.sampling.prompt_logprobs is not None  # and so must be computed
+        shared = 0 if scored else self.pool.share(table, tokens, sequence.salt)
         needed = self.pool.blocks_for(len(tokens)) - len(table.blocks)
         spare = 1 if self.running else 0
         if needed + spare > self.pool.available:

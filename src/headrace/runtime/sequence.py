@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .kvcache import BlockTable
-from .request import SamplingParameters
+from .penalties import TokenCounts
+from .request import SamplingParameters, TokenLogprob
 from .text.detokenizer import Detokenizer, StopStrings
 
 
@@ -19,15 +20,18 @@ class Sequence:
     limit: int  # longest `tokens` may grow
     sampling: SamplingParameters
     seed: int
+    end_tokens: tuple[int, ...]  # any of these ends the generation
     salt: bytes  # sequences of one salt may share KV blocks
     detokenizer: Detokenizer
     stops: StopStrings
+    counts: TokenCounts | None  # where the request's logits are edited
     arrived: float  # seconds, the engine's clock; so are the two below
     started: float | None = None
     first_token: float | None = None
     computed: int = 0
     cached: int = 0  # prompt tokens that were in the KV cache when the request was admitted
     table: BlockTable = field(default_factory=BlockTable)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def pending(self) -> int:

@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from headrace.runtime.admission import encode
 from headrace.runtime.backends.base import Batch, Sampled
 from headrace.runtime.engine import Completion, Engine, EngineOptions
-from headrace.runtime.request import Output, Request, RequestRefused, SamplingParameters
+from headrace.runtime.request import (
+    Output,
+    Request,
+    RequestRefused,
+    SamplingParameters,
+    TokenLogprob,
+)
 from headrace.runtime.scheduler import Limits
 
 GREEDY = SamplingParameters(temperature=0, max_tokens=24, ignore_eos=True)
@@ -115,6 +123,12 @@ def test_the_context_ends_a_generation_that_nothing_else_does(engine: Engine) ->
         ("top_p", SamplingParameters(top_p=1.5)),
         ("top_k", SamplingParameters(top_k=-1)),
         ("stop", SamplingParameters(stop=("",))),
+        ("min_p", SamplingParameters(min_p=1.5)),
+        ("min_tokens", SamplingParameters(min_tokens=-1)),
+        ("repetition_penalty", SamplingParameters(repetition_penalty=0)),
+        ("presence_penalty", SamplingParameters(presence_penalty=float("nan"))),
+        ("logit_bias", SamplingParameters(logit_bias=((999, 1.0),))),
+        ("logprobs", SamplingParameters(logprobs=21)),
     ],
 )
 def test_a_parameter_without_meaning_is_refused_by_name(
@@ -178,7 +192,7 @@ def out_of_memory(batch: Batch) -> Sampled:
 def test_messages_go_through_the_chat_template(engine: Engine) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert engine.encode(messages) == engine.encode(text)
+    assert encode(engine.checkpoint, messages) == encode(engine.checkpoint, text)
 
 
 def test_a_repeated_prefix_is_not_computed_again_and_changes_nothing(engine: Engine) -> None:
@@ -194,7 +208,7 @@ def test_a_repeated_prefix_is_not_computed_again_and_changes_nothing(engine: Eng
 
 def test_an_answer_is_a_prefix_of_the_next_turn(engine: Engine) -> None:
     first = engine.generate("Turn one, a few words long.", GREEDY)
-    tokens = [*engine.encode("Turn one, a few words long."), *first.tokens]
+    tokens = [*encode(engine.checkpoint, "Turn one, a few words long."), *first.tokens]
     second = engine.generate([*tokens, 65, 66], GREEDY)
     assert second.finish.cached_tokens == 48
 
@@ -204,3 +218,63 @@ def test_tenants_do_not_share_prefixes(engine: Engine) -> None:
     for tenant, cached in (("one", 0), ("two", 0), ("one", 48)):
         engine.submit(Request("x", prompt, GREEDY, tenant=tenant))
         assert drain(engine)["x"].finish.cached_tokens == cached
+
+
+def test_logprobs_are_those_of_the_chosen_tokens_and_their_rivals(engine: Engine) -> None:
+    sampling = replace(GREEDY, max_tokens=3, logprobs=2)
+    engine.submit(Request("x", "Hi", sampling))
+    outputs = []
+    while not engine.idle:
+        outputs += engine.step()
+    for output in outputs:
+        (found,) = output.logprobs
+        assert found.token == output.tokens[0] == found.ranked[0].token
+        assert found.logprob == found.ranked[0].logprob > found.ranked[1].logprob
+        assert found.bytes == engine.checkpoint.vocabulary.label(found.token)
+
+
+def test_prompt_logprobs_are_what_generation_would_have_said(engine: Engine) -> None:
+    answer = engine.generate("Hello", replace(GREEDY, max_tokens=20, logprobs=0))
+    engine.submit(Request("a", "Hello", replace(GREEDY, max_tokens=20, logprobs=0)))
+    generated = [one.logprob for one in collected(engine, "logprobs")]
+    prompt = [*encode(engine.checkpoint, "Hello"), *answer.tokens]
+    engine.submit(Request("b", prompt, replace(GREEDY, max_tokens=1, prompt_logprobs=0)))
+    scored = collected(engine, "prompt_logprobs")
+    assert [one.token for one in scored] == prompt[1:]
+    np.testing.assert_allclose([one.logprob for one in scored[4:]], generated, atol=1e-4)
+
+
+def collected(engine: Engine, field: str) -> list[TokenLogprob]:
+    found: list[TokenLogprob] = []
+    while not engine.idle:
+        for output in engine.step():
+            found += getattr(output, field)
+    return found
+
+
+def test_a_bias_makes_a_token_certain_or_impossible(engine: Engine) -> None:
+    free = engine.generate("Hi", GREEDY).tokens
+    banned = engine.generate("Hi", replace(GREEDY, logit_bias=((free[0], float("-inf")),)))
+    assert free[0] not in banned.tokens
+    forced = engine.generate("Hi", replace(GREEDY, logit_bias=((65, 100.0),)))
+    assert forced.tokens == (65,) * 24
+
+
+def test_penalties_make_a_repeating_model_vary(engine: Engine) -> None:
+    def distinct(asked: SamplingParameters) -> int:
+        return len(set(engine.generate("Hi", asked).tokens))
+
+    stuck = replace(GREEDY, logit_bias=((65, 5.0),))
+    assert distinct(stuck) == 1
+    assert distinct(replace(stuck, presence_penalty=6.0)) > 1
+    assert distinct(replace(stuck, frequency_penalty=2.0)) > 1
+    assert distinct(replace(GREEDY, repetition_penalty=1000.0)) > distinct(GREEDY)
+
+
+def test_min_tokens_hold_the_end_back(engine: Engine) -> None:
+    whole = engine.generate("Once", GREEDY).tokens
+    stop = replace(GREEDY, stop_tokens=(whole[0],))
+    assert engine.generate("Once", stop).finish.completion_tokens == 1
+    late = engine.generate("Once", replace(stop, min_tokens=5))
+    assert late.finish.completion_tokens > 5
+    assert whole[0] not in late.tokens[:5]

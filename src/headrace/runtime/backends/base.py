@@ -29,20 +29,63 @@ class KVLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class Edits:
+    """Changes to single logits before a token is chosen, sparse.
+
+    Row r has the entries starts[r] to starts[r + 1]. A logit becomes
+    (logit / divisor where it is positive, logit · divisor where not) + addend.
+    """
+
+    starts: Int32  # [samples + 1]
+    tokens: Int32  # [entries]
+    divisors: Float32  # [entries]
+    addends: Float32  # [entries]; -inf forbids the token
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Which tokens a grammar allows: bit t % 32 of word t // 32 is token t's."""
+
+    rows: Int32  # [samples] index into `allowed`, -1 where all tokens are
+    allowed: NDArray[np.uint32]  # [masks, ceil(vocabulary / 32)]
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingRows:
     """How each sampled row's token is chosen; arrays of one value a sampled row.
 
-    temperature 0 takes the most likely token (the lowest id among equals). Otherwise the logits
-    are divided by it, cut to the top_k largest (0: all), then to the smallest set whose
-    probability reaches top_p, and the token is the one at `uniform` on the cumulative
-    distribution, tokens in descending order of probability (ties by ascending id). The backend
-    rolls no dice: `uniform` in [0, 1) comes from the request's seed.
+    The logits are edited and masked first. temperature 0 takes the most likely token (the lowest
+    id among equals). Otherwise the logits are divided by it, cut to the top_k largest (0: all),
+    then to the smallest set whose probability reaches top_p, then to the tokens at least min_p
+    times as likely as the most likely one, and the token is the one at `uniform` on the
+    cumulative distribution, tokens in descending order of probability (ties by ascending id). The
+    backend rolls no dice: `uniform` in [0, 1) comes from the request's seed.
+
+    A row whose `target` is not -1 chooses nothing: its token is the target. `ranked` most likely
+    tokens are reported with their log-probabilities for every row (those of the model: before
+    edits, masks and temperature).
     """
 
     temperature: Float32
     top_k: Int32
     top_p: Float32
+    min_p: Float32
     uniform: Float32
+    target: Int32
+    ranked: int = 0
+    edits: Edits | None = None
+    masks: Masks | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether temperature, top_k, top_p and uniform say it all."""
+        return (
+            not self.ranked
+            and self.edits is None
+            and self.masks is None
+            and not self.min_p.any()
+            and bool((self.target < 0).all())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +104,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The chosen tokens and their log-probabilities (natural log, of the untempered softmax)."""
+    """The chosen tokens and their log-probabilities (natural log, of the model's own softmax)."""
 
     tokens: Int32  # [samples]
     logprobs: Float32  # [samples]
+    ranked_tokens: Int32 | None = None  # [samples, ranked], most likely first
+    ranked_logprobs: Float32 | None = None  # [samples, ranked]
 
 
 class Backend(Protocol):

@@ -73,6 +73,12 @@ class Vocabulary:
             found = self.known_bytes[token] = self.spell(token)
         return found
 
+    def label(self, token: int) -> bytes:
+        """The bytes a token stands for; of a special one its name."""
+        if token in self.specials:
+            return str(self.encoder.id_to_token(token)).encode()
+        return self.token_bytes(token)
+
     def spell(self, token: int) -> bytes:
         """Work out `token_bytes` for one id."""
         if token in self.specials:

@@ -52,7 +52,9 @@ def test_choices_equal_the_obvious_sampler(
         temperature=random.choice([0, 0.3, 1, 2], samples).astype(np.float32),
         top_k=random.choice([0, 1, 3, 50, 100_000], samples).astype(np.int32),
         top_p=random.choice([0.01, 0.5, 0.95, 1], samples).astype(np.float32),
+        min_p=np.zeros(samples, np.float32),
         uniform=random.random(samples, np.float32),
+        target=np.full(samples, -1, np.int32),
     )
     actual, expected = sample(logits, rows, level), sampling.sample(logits, rows)
     assert list(actual.tokens) == list(expected.tokens)
@@ -67,7 +69,9 @@ def test_logits_that_are_no_numbers_still_give_a_token() -> None:
         temperature=np.array([1, 1, 0.5], np.float32),
         top_k=np.array([0, 3, 0], np.int32),
         top_p=np.array([0.9, 1, 0.5], np.float32),
+        min_p=np.zeros(3, np.float32),
         uniform=np.array([0.9, 0.5, 0.1], np.float32),
+        target=np.full(3, -1, np.int32),
     )
     tokens = sample(logits, rows).tokens
     assert ((tokens >= 0) & (tokens < 300)).all()

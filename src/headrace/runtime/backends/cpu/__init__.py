@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...models.program import Program
+from ...sampling import sample
 from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Sampled
 from ._native import Model
@@ -39,6 +40,8 @@ class CPUBackend:
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises ValueError (batch), MemoryError."""
+        if not batch.sampling.plain:
+            return sample(self.model.logits(batch), batch.sampling)
         return Sampled(*self.model.run(batch))
 
     def logits(self, batch: Batch) -> Float32:

@@ -1,0 +1,98 @@
+"""From a request to a sequence that can run, or the reason why it never could."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from hashlib import blake2b
+
+from .kvcache import DIGEST_BYTES
+from .models.checkpoint import Checkpoint
+from .penalties import TokenCounts, wants_edits
+from .request import Prompt, Request, RequestRefused, SamplingParameters
+from .sequence import Sequence
+from .text.detokenizer import Detokenizer, StopStrings
+
+MAX_RANKED = 20  # most likely tokens that may be asked for, as in OpenAI's API
+
+
+def admit(request: Request, checkpoint: Checkpoint, context: int, now: float) -> Sequence:
+    """The sequence of a request, for a context of `context` tokens. Raises RequestRefused."""
+    asked = request.sampling
+    check(asked, checkpoint.architecture.vocabulary)
+    tokens = encode(checkpoint, request.prompt)
+    if len(tokens) >= context:
+        raise RequestRefused(
+            "context_too_long",
+            f"the prompt has {len(tokens)} tokens, the context holds {context} with "
+            "at least one for the answer",
+            limit=context,
+            tokens=len(tokens),
+        )
+    limit = context
+    if asked.max_tokens is not None:
+        limit = min(limit, len(tokens) + asked.max_tokens)
+    ends = () if asked.ignore_eos else tuple(checkpoint.vocabulary.end_ids)
+    return Sequence(
+        id=request.id,
+        tokens=tokens,
+        prompt_tokens=len(tokens),
+        limit=limit,
+        sampling=asked,
+        seed=secrets.randbits(64) if asked.seed is None else asked.seed,
+        salt=blake2b(request.tenant.encode(), digest_size=DIGEST_BYTES).digest(),
+        end_tokens=(*ends, *asked.stop_tokens),
+        counts=TokenCounts(asked, tokens) if wants_edits(asked) else None,
+        detokenizer=Detokenizer(checkpoint.vocabulary),
+        stops=StopStrings(asked.stop),
+        arrived=now,
+    )
+
+
+def check(asked: SamplingParameters, vocabulary: int) -> None:
+    """Raise RequestRefused on a sampling parameter that has no meaning."""
+    bounds = {
+        "min_tokens": (asked.min_tokens >= 0, "a count"),
+        "min_p": (0 <= asked.min_p <= 1, "from 0 to 1"),
+        "presence_penalty": (math.isfinite(asked.presence_penalty), "a number"),
+        "frequency_penalty": (math.isfinite(asked.frequency_penalty), "a number"),
+        "repetition_penalty": (0 < asked.repetition_penalty < math.inf, "over 0"),
+        "logit_bias": (
+            all(0 <= token < vocabulary and bias < math.inf for token, bias in asked.logit_bias),
+            f"numbers for token ids from 0 to {vocabulary - 1}",
+        ),
+        "logprobs": ((asked.logprobs or 0) in range(MAX_RANKED + 1), f"0 to {MAX_RANKED}"),
+        "prompt_logprobs": (
+            (asked.prompt_logprobs or 0) in range(MAX_RANKED + 1),
+            f"0 to {MAX_RANKED}",
+        ),
+        "max_tokens": (asked.max_tokens is None or asked.max_tokens >= 1, "at least 1"),
+        "temperature": (0 <= asked.temperature < math.inf, "a number from 0"),
+        "top_p": (0 < asked.top_p <= 1, "over 0 and at most 1"),
+        "top_k": (0 <= asked.top_k < 2**31, "0 (all) or a count"),
+        "stop": (all(asked.stop), "strings that are not empty"),
+    }
+    for field, (good, expected) in bounds.items():
+        if not good:
+            raise RequestRefused("invalid_value", f"{field} must be {expected}", field=field)
+
+
+def encode(checkpoint: Checkpoint, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt. Raises RequestRefused on none, or on ids not in the vocabulary."""
+    vocabulary = checkpoint.vocabulary
+    if isinstance(prompt, str):
+        tokens = vocabulary.encode(prompt, add_bos=vocabulary.add_bos)
+    elif prompt and isinstance(prompt[0], Mapping):
+        text = checkpoint.template.render(prompt)  # type: ignore[arg-type]
+        tokens = vocabulary.encode(text, add_bos=vocabulary.add_bos)
+    else:
+        tokens = list(prompt)  # type: ignore[arg-type]
+    size = checkpoint.architecture.vocabulary
+    if not tokens:
+        raise RequestRefused("invalid_value", "the prompt has no tokens", field="prompt")
+    if not all(isinstance(token, int) and 0 <= token < size for token in tokens):
+        raise RequestRefused(
+            "invalid_value", f"token ids must be integers from 0 to {size - 1}", field="prompt"
+        )
+    return tokens
