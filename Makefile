@@ -65,3 +65,4 @@ $(VENV)/.tested: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis screenshots
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src -name '_native*.so' -delete

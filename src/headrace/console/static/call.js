@@ -27,9 +27,10 @@ function phases(call) {
 
 function Timeline({ call }) {
   const parts = phases(call).filter(([, span]) => span > 0);
+  const share = (span) => (100 * span) / parts.reduce((sum, [, other]) => sum + other, 0);
   return html`<figure class="timeline" aria-label="Where the time went">
     <div class="track">
-      ${parts.map(([name, span]) => html`<i key=${name} class=${name.replaceAll(" ", "-")} style=${{ flexGrow: 1000 * span }} title=${`${name} ${seconds(span)}`}></i>`)}
+      ${parts.map(([name, span]) => html`<i key=${name} class=${name.replaceAll(" ", "-")} style=${{ flexGrow: share(span) }} title=${`${name} ${seconds(span)}`}></i>`)}
     </div>
     <figcaption>${parts.map(([name, span]) => html`<span key=${name} class=${name.replaceAll(" ", "-")}>${name} <b>${seconds(span)}</b></span>`)}</figcaption>
   </figure>`;
@@ -98,7 +99,7 @@ function Body({ call }) {
         ["Cost", dollars(call.cost)],
         ["Cache", call.cache],
         ["Ended by", call.finish_reason],
-        ["Tokens are", call.usage_provenance === "provider" ? null : call.usage_provenance],
+        ["Tokens are", call.usage_provenance === "estimated" ? "estimated" : null],
       ]}
     />
     <h3>Route</h3>

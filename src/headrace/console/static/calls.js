@@ -41,7 +41,7 @@ function Row({ row, chosen }) {
         <span title="time to first token">${row.ttft == null ? NONE : seconds(row.ttft)}</span>
         <span title="duration">${seconds(row.duration)}</span>
         <span class="tokens" title="tokens in and out">${short(row.prompt_tokens)} → ${short(row.completion_tokens)}</span>
-        ${row.cost > 0 && html`<span>${dollars(row.cost)}</span>`}
+        <span class="cost">${row.cost > 0 && dollars(row.cost)}</span>
       </span>
     </a>
   </li>`;
