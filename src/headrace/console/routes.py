@@ -3,7 +3,7 @@
     GET /                    the page
     GET /console/{file}      its files
     GET /api/calls           rows, newest first: ?limit=50&before=ID
-    GET /api/calls/{id}      one whole record
+    GET /api/calls/{id}      one whole record: ?wait=60 waits for a call that has not ended yet
     GET /api/summary         sums: ?seconds=3600
     GET /api/stream          server-sent events, one `call` each: ?after=ID, or Last-Event-ID
 
@@ -18,6 +18,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 from starlette.requests import Request
@@ -26,14 +27,16 @@ from starlette.routing import Route
 
 from headrace.console.rows import row
 from headrace.console.static_files import content_security_policy, read_all
+from headrace.observability.record import CallRecord
 from headrace.observability.store import CallFilter, CallStore
 
 PAGE = 50
 LARGEST_PAGE = 500
 LONGEST_WINDOW = 10 * 366 * 86_400.0  # seconds
-TICK = 0.4  # seconds between two looks at the store
+TICK = 0.25  # seconds between two looks at the store
 HEARTBEAT = 15.0  # seconds between two signs of life on a quiet stream
-MOST_STREAMS = 32
+MOST_STREAMS = 32  # and calls waited for, together
+LONGEST_WAIT = 60.0  # seconds
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _HEADERS = {
@@ -71,7 +74,11 @@ def routes(
         return _json({"calls": [row(record) for record in found], "next": more})
 
     async def call(request: Request) -> Response:
-        record = await asyncio.to_thread(store.call, request.path_params["id"])
+        wanted, wait = request.path_params["id"], _number(request, "wait", 0.0, LONGEST_WAIT)
+        record = await asyncio.to_thread(store.call, wanted)
+        if record is None and wait and not streams.locked():
+            async with streams:
+                record = await _awaited(store, wanted, wait, stopping)
         return _json(record) if record else _refusal(404, "There is no call with this id.")
 
     async def summary(request: Request) -> Response:
@@ -102,6 +109,20 @@ def routes(
         api("/api/summary", summary),
         api("/api/stream", stream),
     ]
+
+
+async def _awaited(
+    store: CallStore, call_id: str, wait: float, stopping: Callable[[], bool]
+) -> CallRecord | None:
+    """The call once it is stored; None if it is not within `wait` seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wait):
+            while not stopping():
+                await asyncio.sleep(TICK)
+                record = await asyncio.to_thread(store.call, call_id)
+                if record is not None:
+                    return record
+    return None
 
 
 async def _follow(

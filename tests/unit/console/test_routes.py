@@ -99,6 +99,16 @@ async def test_an_unknown_call_is_404_in_json(server: Server) -> None:
     assert "no call" in (await server.json("/api/calls/absent", 404))["error"]["message"]
 
 
+async def test_a_call_that_has_not_ended_can_be_waited_for(server: Server) -> None:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = group.create_task(server.json("/api/calls/req_1?wait=9"))
+        server.store.insert([record(1)])
+    assert waiting.result()["id"] == "req_1"
+    await server.json("/api/calls/req_2?wait=1", 404)
+    server.stopping = True
+    await server.json("/api/calls/req_2?wait=60", 404)
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=nan", "limit=1e9", "limit="])
 async def test_a_bad_number_is_named(server: Server, query: str) -> None:
     assert "'limit'" in (await server.json(f"/api/calls?{query}", 400))["error"]["message"]

@@ -123,17 +123,10 @@ export function Call({ id }) {
   const [call, setCall] = useState(null);
   const [problem, setProblem] = useState(null);
   useEffect(() => {
-    let gone = false;
-    // A call is listed a moment after its answer: one that is not there yet is asked for again.
-    const ask = (left) =>
-      api.call(id).then(
-        (found) => gone || setCall(found),
-        (error) => gone || (left ? setTimeout(ask, 400, left - 1) : setProblem(error.message)),
-      );
-    ask(6);
-    return () => {
-      gone = true;
-    };
+    const asked = new AbortController();
+    const failed = (error) => asked.signal.aborted || setProblem(error.message);
+    api.call(id, asked.signal).then(setCall, failed);
+    return () => asked.abort();
   }, [id]);
   return html`<article class="call" aria-label="One call" aria-busy=${!call && !problem}>
     <div class="title">
@@ -144,6 +137,6 @@ export function Call({ id }) {
       </div>
     </div>
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}
-    ${call && html`<${Body} call=${call} />`}
+    ${call ? html`<${Body} call=${call} />` : !problem && html`<p class="patience">The record appears when the call has ended.</p>`}
   </article>`;
 }
