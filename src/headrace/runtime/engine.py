@@ -24,8 +24,8 @@ from types import TracebackType
 from .backends.base import Backend, KVLayout
 from .backends.choice import AUTO, choose
 from .kvcache import DIGEST_BYTES, BlockPool
+from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
-from .models.program import decoder_program
 from .plan import plan_batch
 from .request import (
     DEFAULT_SAMPLING,
@@ -113,7 +113,7 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
         load = choose(options.backend)
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, options.kv_tokens)
         kv = KVLayout(-(-options.kv_tokens // options.block_size), options.block_size)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)
