@@ -12,8 +12,7 @@ namespace {
 constexpr std::size_t kChunkColumns = 512;            // of a row, where a row is shared out
 constexpr std::size_t kEnoughTasks = 4;               // of attention, a member: more need no splitting
 constexpr std::size_t kActivationBytes = 512 * 1024;  // rows of a linear taken together: they stay in the L2 cache
-
-constexpr std::size_t kPanelBytes = 24 * 1024;         // of packed weights that meet a tile of rows together
+constexpr std::size_t kPanelBytes = 24 * 1024;        // of packed weights that meet a tile of rows together
 
 std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
 

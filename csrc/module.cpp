@@ -105,10 +105,11 @@ class Bound {
     model_ = std::make_unique<Model>(shape, find_level(level), precise, threads);
   }
 
+  ~Bound() { drop(); }
+
   Model& model() {
     if (!model_) throw std::invalid_argument("the backend is closed");
-    // A fork copies no threads: the child would wait for the team for ever.
-    if (getpid() != process_) throw std::runtime_error("the backend was loaded by another process; load it again");
+    check_process();
     return *model_;
   }
 
@@ -142,17 +143,33 @@ class Bound {
   }
 
   void close() {
-    nb::gil_scoped_release release;
-    lock_.lock();
-    model_.reset();
-    lock_.unlock();
-    nb::gil_scoped_acquire acquire;
+    {
+      nb::gil_scoped_release release;
+      const bool ours = getpid() == process_;
+      if (ours) lock_.lock();
+      drop();
+      if (ours) lock_.unlock();
+    }
     arrays_.clear();
   }
 
  private:
+  // A fork copies no threads, and a lock as it stands: the child would wait for either for ever.
+  void check_process() const {
+    if (getpid() != process_) throw std::runtime_error("the backend was loaded by another process; load it again");
+  }
+
+  void drop() {
+    if (getpid() == process_) {
+      model_.reset();
+    } else {
+      static_cast<void>(model_.release());  // its threads are the parent's: nothing here can join them
+    }
+  }
+
   // Run a step and keep the lock, so that the result can be read.
   std::lock_guard<std::mutex> step(nb::handle batch, bool draws) {
+    check_process();
     {
       nb::gil_scoped_release release;
       lock_.lock();
