@@ -24,6 +24,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from headrace.console.rows import row
 from headrace.console.static_files import content_security_policy, read_all
@@ -90,13 +91,9 @@ def routes(
             return _refusal(503, "Too many pages are open.")
         after = request.headers.get("last-event-id") or request.query_params.get("after") or None
 
-        async def events() -> AsyncIterator[bytes]:
-            async with streams:
-                async for event in _follow(store, after, stopping):
-                    yield event
-
+        await streams.acquire()  # at once: it is not locked
         headers = {**_HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+        return _Stream(_follow(store, after, stopping), streams.release, headers)
 
     def api(path: str, endpoint: Endpoint) -> Route:
         return Route(path, _guarded(endpoint, host), methods=["GET"])
@@ -109,6 +106,23 @@ def routes(
         api("/api/summary", summary),
         api("/api/stream", stream),
     ]
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events that say when they have ended, however they did."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], ended: Callable[[], None], headers: dict[str, str]
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they or the client end."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 async def _awaited(

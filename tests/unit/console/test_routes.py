@@ -17,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from headrace.console import routes
+from headrace.console.routes import MOST_STREAMS
 from headrace.console.rows import PREVIEW, preview
 from headrace.console.static_files import STATIC
 from headrace.observability.record import CallRecord
@@ -71,6 +72,12 @@ def record(number: int, **changes: Any) -> CallRecord:
         "output": {"text": "<b>bold</b>"},
     }
     return CallRecord(**{**fields, **changes})
+
+
+async def test_two_calls_of_one_id_are_two_rows(server: Server) -> None:
+    server.store.insert([record(1), record(1, started_at=1_700_000_009.0)])
+    page = await server.json("/api/calls")
+    assert [row["started_at"] for row in page["calls"]] == [1_700_000_009.0, 1_700_000_001.0]
 
 
 async def test_pages_go_back_through_all_calls(server: Server) -> None:
@@ -163,6 +170,21 @@ async def test_a_stream_after_an_unknown_call_begins_now(server: Server) -> None
         await response.content.readline()
         server.store.insert([record(2)])
         assert await read_events(response, 1) == ["req_2"]
+
+
+async def test_streams_over_the_bound_are_refused_at_once_and_places_come_free(
+    server: Server,
+) -> None:
+    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+        url = server.url + "/api/stream"
+        opened = await asyncio.gather(*(session.get(url) for _ in range(MOST_STREAMS + 8)))
+        assert sorted(r.status for r in opened) == [200] * MOST_STREAMS + [503] * 8
+        for response in opened:
+            response.close()
+        while (again := await session.get(url)).status == 503:
+            again.close()
+        assert again.status == 200
+        again.close()
 
 
 async def test_a_stream_ends_when_the_server_stops(server: Server) -> None:
