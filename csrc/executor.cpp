@@ -142,13 +142,15 @@ void Model::execute(const EmbedOp& op, std::size_t first, std::size_t last, int)
   for (std::size_t row = first; row < last; ++row) {
     const auto token = static_cast<std::size_t>(step_.batch->tokens[row]);
     dequantise(table.format, table.data + token * table.stride(), table.columns, op.out->row(row));
+    if (op.scale == 1) continue;
+    for (std::size_t i = 0; i < table.columns; ++i) op.out->row(row)[i] *= op.scale;
   }
 }
 
 void Model::execute(const NormOp& op, std::size_t first, std::size_t last, int) {
   for (std::size_t row = first; row < last; ++row) {
     const float* add = op.add ? op.add->row(row) : nullptr;
-    kernels_.norm(op.out->row(row), op.residual->row(row), add, op.weight, op.epsilon, op.out->width);
+    kernels_.norm(op.out->row(row), op.residual->row(row), add, op.add_scale, op.weight, op.epsilon, op.out->width);
     if (op.quantise) op.out->quantise(kernels_, row, 0, op.out->width);
   }
 }
@@ -160,8 +162,8 @@ void Model::execute(const AnglesOp& op, std::size_t first, std::size_t last, int
     float* sines = cosines + frequencies.size();
     for (std::size_t i = 0; i < frequencies.size(); ++i) {
       const double angle = step_.batch->positions[row] * frequencies[i];
-      cosines[i] = static_cast<float>(std::cos(angle));
-      sines[i] = static_cast<float>(std::sin(angle));
+      cosines[i] = static_cast<float>(op.angles->scale * std::cos(angle));
+      sines[i] = static_cast<float>(op.angles->scale * std::sin(angle));
     }
   }
 }
@@ -222,6 +224,20 @@ void Model::float_panel(const LinearOp& op, const LinearPart& part, std::size_t 
                         op.source->row(0), op.source->width, rows.begin, rows.end,
                         op.out->floats.as<float>() + column, op.out->width, static_cast<int>(cols), scratch_of(member)});
   add_bias(op, column, cols, rows);
+}
+
+void Model::execute(const NormHeadsOp& op, std::size_t first, std::size_t last, int) {
+  const std::size_t size = shape_.head_size;
+  const auto part = [&](float* at, std::size_t heads, const float* weight) {
+    const std::size_t width = op.whole ? heads * size : size;
+    for (std::size_t i = 0; i < heads * size; i += width) {
+      kernels_.norm(at + i, at + i, nullptr, 1, weight, op.epsilon, width);
+    }
+  };
+  for (std::size_t row = first; row < last; ++row) {
+    part(op.qkv->row(row), op.heads, op.query);
+    part(op.qkv->row(row) + op.heads * size, shape_.kv_heads, op.key);
+  }
 }
 
 void Model::execute(const RotateOp& op, std::size_t first, std::size_t last, int) {

@@ -216,18 +216,25 @@ NB_MODULE(_native, m) {
            "precise"_a, "threads"_a)
       .def("buffer", [](Bound& self, Index width) { return self.model().add_buffer(width); })
       .def("weight", &Bound::weight, "format"_a, "rows"_a, "columns"_a, "data"_a)
-      .def("embed", [](Bound& self, Index out, Index table) { self.model().embed(out, table); })
+      .def("embed", [](Bound& self, Index out, Index table, float scale) { self.model().embed(out, table, scale); })
       .def("norm",
-           [](Bound& self, Index out, Index residual, Index weight, float epsilon, std::optional<Index> add) {
-             self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr);
-           }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none())
+           [](Bound& self, Index out, Index residual, Index weight, float epsilon, std::optional<Index> add,
+              float add_scale) {
+             self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr, add_scale);
+           }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none(), "add_scale"_a)
       .def("linear",
            [](Bound& self, Index out, Index source, const Several& weights, const Several& biases) {
              self.model().linear(out, source, weights, biases);
            })
+      .def("norm_heads",
+           [](Bound& self, Index qkv, Index heads, Index query, Index key, float epsilon, bool whole) {
+             self.model().norm_heads(qkv, heads, query, key, epsilon, whole);
+           })
       .def("rotate_and_write",
            [](Bound& self, Index qkv, Index layer, Index heads, const std::vector<double>& frequencies,
-              bool interleaved) { self.model().rotate_and_write(qkv, layer, heads, frequencies, interleaved); })
+              bool interleaved, double scale) {
+             self.model().rotate_and_write(qkv, layer, heads, frequencies, interleaved, scale);
+           })
       .def("attention", [](Bound& self, Index out, Index qkv, Index layer, Index heads,
                            float scale) { self.model().attention(out, qkv, layer, heads, scale); })
       .def("gate_multiply", [](Bound& self, Index out, Index source) { self.model().gate_multiply(out, source); })

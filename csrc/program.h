@@ -52,18 +52,21 @@ struct Buffer {
 struct Angles {
   std::vector<double> frequencies;
   bool interleaved;
+  double scale;  // of the rotated values
   Region table;  // [rows, 2, pairs]
 };
 
 struct EmbedOp {
   Buffer* out;
   const Weight* table;
+  float scale;
 };
 // Where `quantise` is set, an op also writes the bytes of its `out`.
 struct NormOp {
   Buffer* out;
   Buffer* residual;
   const Buffer* add;  // or null
+  float add_scale;
   const float* weight;
   float epsilon;
   bool quantise = false;
@@ -84,6 +87,14 @@ struct LinearOp {
   const Buffer* source;
   std::vector<LinearPart> parts;
   std::vector<float> bias;  // of the whole width, or empty
+};
+struct NormHeadsOp {
+  Buffer* qkv;
+  std::size_t heads;
+  const float* query;
+  const float* key;
+  float epsilon;
+  bool whole;  // over all heads together
 };
 struct RotateOp {
   Buffer* qkv;
@@ -112,8 +123,8 @@ struct SampleOp {
   const Buffer* logits;
 };
 
-using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, RotateOp, AttentionOp, GateOp, GatherOp,
-                        SampleOp>;
+using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, NormHeadsOp, RotateOp, AttentionOp, GateOp,
+                        GatherOp, SampleOp>;
 
 struct RowRange {
   std::size_t begin, end;

@@ -140,7 +140,8 @@ inline std::size_t attention_scratch(const CacheShape& cache, std::size_t querie
 struct Kernels {
   const char* level;
   const char* integer;  // how bytes are multiplied; null: there are no integer kernels
-  void (*norm)(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width);
+  void (*norm)(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
+               std::size_t width);
   void (*gate_multiply)(float* out, const float* gate, const float* up, std::size_t width);
   void (*add)(float* out, const float* bias, std::size_t width);
   // `blocks` blocks of a row, to `out` from block `first` of row `row` on.

@@ -3,20 +3,21 @@
 
 namespace headrace::HEADRACE_LEVEL {
 
-void norm(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width) {
+void norm(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
+          std::size_t width) {
   Vector squares{};
   float rest = 0;
   std::size_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
     Vector value = load(residual + i);
     if (add) {
-      value += load(add + i);
+      value += load(add + i) * add_scale;
       store(residual + i, value);
     }
     squares += value * value;
   }
   for (; i < width; ++i) {
-    if (add) residual[i] += add[i];
+    if (add) residual[i] += add[i] * add_scale;
     rest += residual[i] * residual[i];
   }
   const float mean = (sum(squares) + rest) / static_cast<float>(width);

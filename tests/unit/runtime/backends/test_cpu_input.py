@@ -16,7 +16,16 @@ from headrace.runtime.backends.base import Batch, KVLayout
 from headrace.runtime.backends.cpu import CPUBackend
 from headrace.runtime.backends.cpu._native import levels
 from headrace.runtime.models.architecture import Rope
-from headrace.runtime.models.program import Embed, GateMultiply, Linear, Logits, Norm, Op
+from headrace.runtime.models.program import (
+    Activate,
+    Embed,
+    GateMultiply,
+    Linear,
+    Logits,
+    Norm,
+    Op,
+    UnsupportedProgram,
+)
 from headrace.runtime.weights.tensor import Tensor
 from tests.fakes.programs import (
     attention_program,
@@ -231,3 +240,17 @@ def test_an_idle_backend_uses_no_processor_time(backend: CPUBackend) -> None:
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.05
+
+
+@pytest.mark.parametrize(
+    ("op", "lacking"),
+    [
+        (Logits("x", "square", cap=30.0), "Logits.cap"),
+        (Norm("x", "x", "flat", 1e-5, kind="layer"), "Norm.kind"),
+        (Activate("x", "x", "gelu"), "Activate"),
+    ],
+)
+def test_what_the_backend_does_not_know_is_never_passed_over(op: Op, lacking: str) -> None:
+    made = program([op, Logits("x", "square")], {"x": 8}, 8)
+    with pytest.raises(UnsupportedProgram, match=lacking):
+        cpu.load(made, {"square": SQUARE, "flat": FLAT}, KV, 1)

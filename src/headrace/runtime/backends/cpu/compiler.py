@@ -14,9 +14,11 @@ from ...models.program import (
     Linear,
     Logits,
     Norm,
+    NormHeads,
     Op,
     Program,
     RotateAndWrite,
+    UnsupportedProgram,
 )
 from ...weights.tensor import Tensor
 from ._native import Model
@@ -57,24 +59,27 @@ def add_op(
     """Add one op."""
     match op:
         case Embed():
-            model.embed(buffer(op.out), weight(op.table))
+            model.embed(buffer(op.out), weight(op.table), op.scale)
         case Norm():
             add = None if op.add is None else buffer(op.add)
             out, residual = buffer(op.out), buffer(op.residual)
-            model.norm(out, residual, weight(op.weight), op.epsilon, add)
+            model.norm(out, residual, weight(op.weight), op.epsilon, add, op.add_scale)
         case Linear():
             parts = [weight(name) for name in op.weights]
             biases = [weight(name) for name in op.biases]
             model.linear(buffer(op.out), buffer(op.source), parts, biases)
+        case NormHeads():
+            query, key = weight(op.query), weight(op.key)
+            model.norm_heads(buffer(op.qkv), op.heads, query, key, op.epsilon, op.whole)
         case RotateAndWrite():
             rope = op.rope
-            frequencies = list(rope.frequencies)
-            model.rotate_and_write(
-                buffer(op.qkv), op.layer, op.heads, frequencies, rope.interleaved
-            )
+            frequencies, place = list(rope.frequencies), (buffer(op.qkv), op.layer, op.heads)
+            model.rotate_and_write(*place, frequencies, rope.interleaved, rope.scale)
         case Attention():
             model.attention(buffer(op.out), buffer(op.qkv), op.layer, op.heads, op.scale)
         case GateMultiply():
             model.gate_multiply(buffer(op.out), buffer(op.source))
         case Logits():
             model.project_to_logits(buffer(op.source), weight(op.weight))
+        case _:
+            raise UnsupportedProgram(f"backend cpu does not know {type(op).__name__}")
