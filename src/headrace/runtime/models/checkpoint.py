@@ -17,14 +17,12 @@ from ..text.tokenizer import (
     vocabulary_from_directory,
     vocabulary_from_gguf,
 )
-from ..weights.gguf import WeightsError, read_gguf
+from ..weights.gguf import GGUF, WeightsError, read_gguf
 from ..weights.safetensors import read_directory
 from ..weights.tensor import Tensor
 from .architecture import Architecture
-from .decoders import decoder
-from .description import from_gguf
-from .families import Family, family_of, from_config, weights_of
-from .naming import GGUF_LLAMA
+from .description import family_from_gguf, from_gguf
+from .families import family_of, from_config, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ def load_checkpoint(path: Path, served: int = 0) -> Checkpoint:
     Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
     """
     try:
-        checkpoint = from_directory(path, served) if path.is_dir() else from_file(path)
+        checkpoint = from_directory(path, served) if path.is_dir() else from_file(path, served)
     except WeightsError:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -71,9 +69,16 @@ def load_checkpoint(path: Path, served: int = 0) -> Checkpoint:
     return checkpoint
 
 
-def from_file(path: Path) -> Checkpoint:
+def describe_file(file: GGUF, served: int = 0) -> Description:
+    """Architecture and weights of a GGUF file. Raises as `describe_directory`."""
+    model = from_gguf(file, served)
+    return Description(model, weights_of(family_from_gguf(file), model, file.tensors))
+
+
+def from_file(path: Path, served: int) -> Checkpoint:
     """Read a GGUF file."""
     file = read_gguf(path)
+    described = describe_file(file, served)
     about = file.metadata
     tokens = about.get("tokenizer.ggml.tokens") or []
 
@@ -81,10 +86,9 @@ def from_file(path: Path) -> Checkpoint:
         index = about.get(f"tokenizer.ggml.{name}_token_id")
         return tokens[index] if index is not None and index < len(tokens) else ""
 
-    architecture = from_gguf(file)
     return Checkpoint(
-        architecture=architecture,
-        weights=weights_of(Family(decoder, GGUF_LLAMA), architecture, file.tensors),
+        architecture=described.architecture,
+        weights=described.weights,
         vocabulary=vocabulary_from_gguf(about),
         template=compile_template(about.get("tokenizer.chat_template"), token("bos"), token("eos")),
     )

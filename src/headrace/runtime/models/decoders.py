@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..weights.gguf import WeightsError
 from .architecture import NO_ROPE, Activation, Architecture, Experts, Layer
 from .fields import Fields, UnsupportedModel
 from .rope import rope_of
@@ -20,6 +21,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "tanh": "tanh",
 }
+MOST_LAYERS, MOST_VALUES, MOST_EXPERTS = 4096, 4096, 4096  # a model, a head, a layer
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -33,24 +35,26 @@ def activation(config: Fields, *names: str, default: str = "silu") -> Activation
 
 def head_size_of(config: Fields) -> int:
     """Values a head."""
-    size: int = config.get("head_dim") or config.need("hidden_size") // config.need(
-        "num_attention_heads"
-    )
+    if config.get("head_dim"):
+        return config.count("head_dim", most=MOST_VALUES)
+    size = config.count("hidden_size") // config.count("num_attention_heads")
+    if not 1 <= size <= MOST_VALUES:
+        raise WeightsError(f"heads of {size} values")
     return size
 
 
 def decoder(config: Fields, served: int, **differences: Any) -> Architecture:
     """What all families share, as Llama has it; `differences` are a family's own fields."""
-    heads, head_size = config.need("num_attention_heads"), head_size_of(config)
+    heads, head_size = config.count("num_attention_heads"), head_size_of(config)
     common: dict[str, Any] = {
         "name": config.get("_name_or_path") or config.need("model_type"),
-        "vocabulary": config.need("vocab_size"),
-        "context": config.need("max_position_embeddings"),
-        "width": config.need("hidden_size"),
+        "vocabulary": config.count("vocab_size"),
+        "context": config.count("max_position_embeddings"),
+        "width": config.count("hidden_size"),
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
         "head_size": head_size,
-        "gate_width": config.need("intermediate_size"),
+        "gate_width": config.count("intermediate_size"),
         "norm_epsilon": config.need("rms_norm_eps"),
         "attention_scale": head_size**-0.5,
         "tied_embeddings": config.get("tie_word_embeddings", False),
@@ -66,7 +70,7 @@ def decoder(config: Fields, served: int, **differences: Any) -> Architecture:
 
 def alike(config: Fields, served: int) -> tuple[Layer, ...]:
     """Layers that do not differ, and see everything."""
-    count: int = config.need("num_hidden_layers")
+    count = config.count("num_hidden_layers", MOST_LAYERS)
     return (Layer(rope_of(config, head_size_of(config), served)),) * count
 
 
@@ -80,7 +84,7 @@ def biases(config: Fields) -> frozenset[str]:
 
 def kinds_of(config: Fields, otherwise: Callable[[int], bool]) -> Sequence[str]:
     """Each layer's kind of attention; where config.json lists none, sliding where `otherwise`."""
-    count = config.need("num_hidden_layers")
+    count = config.count("num_hidden_layers", MOST_LAYERS)
     kinds: list[str] = config.get("layer_types") or [
         SLIDING if otherwise(index) else FULL for index in range(count)
     ]
@@ -140,9 +144,11 @@ def qwen3_moe(config: Fields, served: int) -> Architecture:
         for index, layer in enumerate(qwen_layers(config, served))
     )
     experts = Experts(
-        config.get("num_experts") or config.need("num_local_experts"),
-        config.need("num_experts_per_tok"),
-        config.need("moe_intermediate_size"),
+        config.count(
+            "num_experts" if config.get("num_experts") else "num_local_experts", MOST_EXPERTS
+        ),
+        config.count("num_experts_per_tok"),
+        config.count("moe_intermediate_size"),
         normalized=config.get("norm_topk_prob", False),
     )
     return decoder(config, served, layers=layers, query_key_norm="head", experts=experts)
@@ -152,9 +158,9 @@ def mixtral(config: Fields, served: int) -> Architecture:
     """Mixtral: Mistral with a mixture of experts in every layer."""
     layers = windowed(config, served, lambda index: True, theta=1_000_000.0)
     experts = Experts(
-        config.need("num_local_experts"),
-        config.need("num_experts_per_tok"),
-        config.need("intermediate_size"),
+        config.count("num_local_experts", MOST_EXPERTS),
+        config.count("num_experts_per_tok"),
+        config.count("intermediate_size"),
     )
     layers = tuple(Layer(layer.rope, layer.window, experts=True) for layer in layers)
     return decoder(config, served, layers=layers, experts=experts)
@@ -167,9 +173,9 @@ def gpt_oss(config: Fields, served: int) -> Architecture:
     config.ignore("hidden_act", "experts_per_token", "initial_context_length")
     layers = windowed(config, served, lambda index: index % 2 == 0, 128, 150_000.0)
     experts = Experts(
-        config.need("num_local_experts"),
-        config.need("num_experts_per_tok"),
-        config.need("intermediate_size"),
+        config.count("num_local_experts", MOST_EXPERTS),
+        config.count("num_experts_per_tok"),
+        config.count("intermediate_size"),
     )
     mixture = {"mlp.router", "mlp.experts.gate", "mlp.experts.up", "mlp.experts.down"}
     return decoder(
@@ -185,7 +191,10 @@ def gpt_oss(config: Fields, served: int) -> Architecture:
 
 def smollm3(config: Fields, served: int) -> Architecture:
     """SmolLM3: no position embedding in every so many layers (arXiv 2305.19466)."""
-    count, step = config.need("num_hidden_layers"), config.get("no_rope_layer_interval", 4)
+    count, step = (
+        config.count("num_hidden_layers", MOST_LAYERS),
+        config.get("no_rope_layer_interval", 4),
+    )
     turned = config.get("no_rope_layers") or [(index + 1) % step for index in range(count)]
     slides = bool(config.get("use_sliding_window"))
     if not slides:
@@ -220,7 +229,7 @@ def gemma(config: Fields, served: int, period: int, theta: float, **own: Any) ->
         activation=activation(config, "hidden_activation", default="gelu_pytorch_tanh"),
         placement="both",
         attention_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
-        embedding_scale=config.need("hidden_size") ** 0.5,
+        embedding_scale=config.count("hidden_size") ** 0.5,
         tied_embeddings=config.get("tie_word_embeddings", True),
         **own,
     )

@@ -42,6 +42,14 @@ class Fields:
             raise WeightsError(f"{self.where} lacks {name}")
         return value
 
+    def count(self, name: str, most: int = 2**24) -> int:
+        """A field that is a whole number from 1. Raises WeightsError where it is none, or absurd:
+        a file must not make a reader allocate what no file could hold."""
+        value = self.need(name)
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise WeightsError(f"{self.where}: {name} is {value!r}, not a count up to {most}")
+        return value
+
     def ignore(self, *names: str) -> None:
         """Fields that change nothing here."""
         self.read.update(names)

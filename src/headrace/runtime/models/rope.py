@@ -99,6 +99,15 @@ def longrope(settings: Fields, theta: float, pairs: int, span: Span) -> tuple[An
     return frequencies(theta, pairs) / divisors, float(scale)
 
 
+def divided(settings: Fields, theta: float, pairs: int, span: Span) -> tuple[Angles, float]:
+    """A divisor a pair: how GGUF files store llama3's scheme."""
+    settings.ignore("factor")
+    divisors = np.array(settings.need("divisors"), np.float64)
+    if divisors.shape != (pairs,):
+        raise UnsupportedModel(f"{len(divisors)} divisors for {pairs} rotated pairs")
+    return frequencies(theta, pairs) / divisors, 1.0
+
+
 SCHEMES: Mapping[str, Callable[[Fields, float, int, Span], tuple[Angles, float]]] = {
     "default": plain,
     "dynamic": plain,
@@ -106,6 +115,7 @@ SCHEMES: Mapping[str, Callable[[Fields, float, int, Span], tuple[Angles, float]]
     "llama3": llama3,
     "yarn": yarn,
     "longrope": longrope,
+    "divided": divided,
 }
 
 
