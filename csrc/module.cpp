@@ -219,9 +219,9 @@ NB_MODULE(_native, m) {
       .def("embed", [](Bound& self, Index out, Index table, float scale) { self.model().embed(out, table, scale); })
       .def("norm",
            [](Bound& self, Index out, Index residual, Index weight, float epsilon, std::optional<Index> add,
-              float add_scale) {
-             self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr, add_scale);
-           }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none(), "add_scale"_a)
+              float add_scale, bool accumulate) {
+             self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr, add_scale, accumulate);
+           }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none(), "add_scale"_a, "accumulate"_a)
       .def("linear",
            [](Bound& self, Index out, Index source, const Several& weights, const Several& biases) {
              self.model().linear(out, source, weights, biases);
@@ -236,9 +236,18 @@ NB_MODULE(_native, m) {
              self.model().rotate_and_write(qkv, layer, heads, frequencies, interleaved, scale);
            })
       .def("attention", [](Bound& self, Index out, Index qkv, Index layer, Index heads,
-                           float scale) { self.model().attention(out, qkv, layer, heads, scale); })
-      .def("gate_multiply", [](Bound& self, Index out, Index source) { self.model().gate_multiply(out, source); })
-      .def("project_to_logits", [](Bound& self, Index source, Index weight) { self.model().logits(source, weight); })
+                           float scale, Index window,
+                           float cap) { self.model().attention(out, qkv, layer, heads, scale, window, cap); })
+      .def("gate_multiply",
+           [](Bound& self, Index out, Index source, const std::string& activation) {
+             if (activation != "silu" && activation != "gelu_tanh") {
+               throw std::invalid_argument("gate_multiply: activation must be silu or gelu_tanh");
+             }
+             self.model().gate_multiply(out, source, activation == "silu" ? Gate::Silu : Gate::GeluTanh);
+           })
+      .def("project_to_logits", [](Bound& self, Index source, Index weight, float scale, float cap) {
+             self.model().logits(source, weight, scale, cap);
+           })
       .def("run", &Bound::run, "batch"_a)
       .def("logits", &Bound::logits, "batch"_a)
       .def("kernels", [](Bound& self) { return self.model().kernel_names(); })

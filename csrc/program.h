@@ -69,6 +69,7 @@ struct NormOp {
   float add_scale;
   const float* weight;
   float epsilon;
+  bool accumulate;
   bool quantise = false;
 };
 struct AnglesOp {
@@ -106,11 +107,14 @@ struct AttentionOp {
   const Buffer* qkv;
   std::size_t layer, heads;
   float scale;
+  std::size_t window;
+  float cap;
   bool quantise = false;
 };
 struct GateOp {
   Buffer* out;
   const Buffer* source;
+  Gate kind;
   bool quantise = false;
 };
 // The sampled rows, gathered for the last linear.
@@ -119,12 +123,16 @@ struct GatherOp {
   const Buffer* source;
   bool quantise = false;
 };
+struct CapOp {
+  const Buffer* logits;
+  float scale, cap;
+};
 struct SampleOp {
   const Buffer* logits;
 };
 
 using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, NormHeadsOp, RotateOp, AttentionOp, GateOp,
-                        GatherOp, SampleOp>;
+                        GatherOp, CapOp, SampleOp>;
 
 struct RowRange {
   std::size_t begin, end;

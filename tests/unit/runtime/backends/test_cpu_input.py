@@ -24,6 +24,7 @@ from headrace.runtime.models.program import (
     Logits,
     Norm,
     Op,
+    Pool,
     UnsupportedProgram,
 )
 from headrace.runtime.weights.tensor import Tensor
@@ -245,12 +246,13 @@ def test_an_idle_backend_uses_no_processor_time(backend: CPUBackend) -> None:
 @pytest.mark.parametrize(
     ("op", "lacking"),
     [
-        (Logits("x", "square", cap=30.0), "Logits.cap"),
+        (Pool("x", "x", "mean"), "Pool"),
         (Norm("x", "x", "flat", 1e-5, kind="layer"), "Norm.kind"),
         (Activate("x", "x", "gelu"), "Activate"),
+        (GateMultiply("x", "y", "clamped_silu"), "clamped_silu"),
     ],
 )
 def test_what_the_backend_does_not_know_is_never_passed_over(op: Op, lacking: str) -> None:
-    made = program([op, Logits("x", "square")], {"x": 8}, 8)
+    made = program([op, Logits("x", "square")], {"x": 8, "y": 16}, 8)
     with pytest.raises(UnsupportedProgram, match=lacking):
         cpu.load(made, {"square": SQUARE, "flat": FLAT}, KV, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ from headrace.runtime.models.program import (
     Op,
     RotateAndWrite,
 )
-from tests.fakes.programs import program, ragged_batch, random_tensor, tensor
+from tests.fakes.programs import flat_batch, program, ragged_batch, random_tensor, tensor
 
 KV = KVLayout(2, 32)
 ROPE = Rope((1.0, 0.5, 0.01), False, scale=1.3)
@@ -54,19 +56,34 @@ def test_embedding_norm_and_residual(level: str, width: int) -> None:
         Embed("x", "table", scale=3.5),
         Norm("y", "x", "wide", 1e-5),
         Norm("z", "x", "wide", 1e-6, add="y", add_scale=0.3),
+        Norm("y", "z", "wide", 1e-6, accumulate=True),
     ]
     for out in ("x", "y", "z"):
         np.testing.assert_allclose(
-            *both(level, ops, {"x": width, "y": width, "z": width}, out), rtol=1e-5, atol=1e-6
+            *both(level, ops, {"x": width, "y": width, "z": width}, out), rtol=1e-5, atol=1e-5
         )
 
 
 @pytest.mark.parametrize("level", levels())
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("width", [1, 16, 37, 513])
-def test_gate(level: str, width: int) -> None:
-    ops: list[Op] = [Embed("x", "table", scale=40.0), GateMultiply("y", "x")]
+def test_gate(level: str, activation: Literal["silu", "gelu_tanh"], width: int) -> None:
+    ops: list[Op] = [Embed("x", "table", scale=40.0), GateMultiply("y", "x", activation)]
     actual, expected = both(level, ops, {"x": 2 * width, "y": width}, "y")
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", levels())
+def test_scaled_and_capped_logits(level: str) -> None:
+    random = np.random.default_rng(2)
+    table = tensor(random.standard_normal((9, 77), np.float32) * 20)
+    for scale, cap in ((0.1, 0.0), (1.0, 30.0), (3.0, 5.0)):
+        ops: list[Op] = [Embed("x", "table"), Logits("x", "table", scale, cap)]
+        made = program(ops, {"x": 77}, 9)
+        batch = flat_batch(range(9))
+        backend = cpu.load(made, {"table": table}, KV, 2, cpu.Options(level))
+        expected = reference.load(made, {"table": table}, KV, 1).logits(batch)
+        np.testing.assert_allclose(backend.logits(batch), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", levels())

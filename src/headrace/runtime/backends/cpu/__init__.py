@@ -22,7 +22,13 @@ from .compiler import compile_program
 from .processors import usable_processors
 
 SUPPORTS = BASIC | {
+    "Attention.cap",
+    "Attention.window",
     "Embed.scale",
+    "GateMultiply.activation",
+    "Logits.cap",
+    "Logits.scale",
+    "Norm.accumulate",
     "Norm.add_scale",
     "NormHeads",
     "NormHeads.whole",

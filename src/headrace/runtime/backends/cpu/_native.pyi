@@ -27,6 +27,7 @@ class Model:
         epsilon: float,
         add: int | None,
         add_scale: float,
+        accumulate: bool,
     ) -> None: ...
     def linear(self, out: int, source: int, weights: list[int], biases: list[int], /) -> None: ...
     def norm_heads(
@@ -42,9 +43,19 @@ class Model:
         scale: float,
         /,
     ) -> None: ...
-    def attention(self, out: int, qkv: int, layer: int, heads: int, scale: float, /) -> None: ...
-    def gate_multiply(self, out: int, source: int, /) -> None: ...
-    def project_to_logits(self, source: int, weight: int, /) -> None: ...
+    def attention(
+        self,
+        out: int,
+        qkv: int,
+        layer: int,
+        heads: int,
+        scale: float,
+        window: int,
+        cap: float,
+        /,
+    ) -> None: ...
+    def gate_multiply(self, out: int, source: int, activation: str, /) -> None: ...
+    def project_to_logits(self, source: int, weight: int, scale: float, cap: float, /) -> None: ...
     def run(self, batch: Batch) -> tuple[Int32, Float32]:
         """Tokens and log-probabilities, [samples] each. Releases the GIL."""
     def logits(self, batch: Batch) -> Float32:
