@@ -38,7 +38,7 @@ bench: $(VENV)/.installed
 chromium:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
 	|| echo "No chromium, and no right to install it: the browser test will be skipped."
 
 $(VENV)/bin/python:
@@ -65,3 +65,4 @@ $(VENV)/.tested: $(VENV)/.installed
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis screenshots
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src -name '_native*.so' -delete

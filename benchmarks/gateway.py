@@ -13,16 +13,16 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import platform
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+from setting import keep, setting
 
 from headrace.app import App, serve
 from headrace.config.load import Loaded, version_of
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     arguments = parser.parse_args()
+    about = setting()
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=2048) for _ in range(2)]
     upstream, gateway = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in listeners)
     ready = multiprocessing.Event()
@@ -133,32 +134,46 @@ def main() -> None:
         for process in processes:
             process.start()
         ready.wait(60)
-        print(f"{platform.processor() or platform.machine()}, Python {sys.version.split()[0]}")
         print(f"{TOKENS} tokens an answer, {arguments.calls} calls a row; times in ms")
-        print(
-            f"{'':8}{'at once':>8}{'direct p50':>12}{'p50':>8}{'p99':>8}{'added':>8}{'calls/s':>9}"
-        )
+        columns = "".join(f"{name:>12}" for name in ("direct p50", "p50", "p99", "added p50"))
+        print(f"{'':8}{'at once':>8}{columns}{'calls/s':>9}")
         try:
-            for stream in (False, True):
-                for concurrency in arguments.concurrency:
-                    _row(upstream, gateway, arguments.calls, concurrency, stream=stream)
+            rows = [
+                _row(upstream, gateway, arguments.calls, concurrency, stream=stream)
+                for stream in (False, True)
+                for concurrency in arguments.concurrency
+            ]
         finally:
             for process in processes:
                 process.terminate()
                 process.join()
+    keep("gateway", {"setting": about, "tokens": TOKENS, "calls": arguments.calls, "rows": rows})
 
 
-def _row(upstream: str, gateway: str, calls: int, concurrency: int, *, stream: bool) -> None:
+def _row(
+    upstream: str, gateway: str, calls: int, concurrency: int, *, stream: bool
+) -> dict[str, Any]:
     asyncio.run(_load(gateway, max(calls // 10, 1), concurrency, stream=stream))  # warm
     direct = asyncio.run(_load(upstream, calls, concurrency, stream=stream))
     began = time.perf_counter()
     through = asyncio.run(_load(gateway, calls, concurrency, stream=stream))
     rate = calls / (time.perf_counter() - began)
-    medians = [1e3 * statistics.median(times) for times in (direct, through)]
-    print(
-        f"{'stream' if stream else 'whole':8}{concurrency:8}{medians[0]:12.2f}{medians[1]:8.2f}"
-        f"{1e3 * through[int(0.99 * len(through))]:8.2f}{medians[1] - medians[0]:8.2f}{rate:9.0f}"
-    )
+    milliseconds = {
+        "direct_p50": 1e3 * statistics.median(direct),
+        "p50": 1e3 * statistics.median(through),
+        "p99": 1e3 * through[int(0.99 * len(through))],
+        "added_p50": 1e3 * (statistics.median(through) - statistics.median(direct)),
+    }
+    kind = "stream" if stream else "whole"
+    figures = "".join(f"{value:12.2f}" for value in milliseconds.values())
+    print(f"{kind:8}{concurrency:8}{figures}{rate:9.0f}")
+    figures_kept = {name: round(value, 3) for name, value in milliseconds.items()}
+    return {
+        "kind": kind,
+        "at_once": concurrency,
+        "milliseconds": figures_kept,
+        "calls_per_second": round(rate),
+    }
 
 
 if __name__ == "__main__":

@@ -82,16 +82,20 @@ const float* Model::vector_of(std::size_t index, std::size_t width) {
   return vector.floats.data();
 }
 
-void Model::embed(std::size_t out, std::size_t table) {
+void Model::embed(std::size_t out, std::size_t table, float scale) {
   require(weight(table).columns == buffer(out).width, "embed: the table's columns are not the buffer's width");
   vocabulary_ = vocabulary_ ? std::min(vocabulary_, weight(table).rows) : weight(table).rows;
-  ops_.push_back(EmbedOp{&buffer(out), &weight(table)});
+  ops_.push_back(EmbedOp{&buffer(out), &weight(table), scale});
 }
 
-void Model::norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add) {
+void Model::norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add,
+                 float add_scale, bool accumulate) {
   const std::size_t width = buffer(residual).width;
   require(buffer(out).width == width && (!add || buffer(*add).width == width), "norm: the buffers' widths differ");
-  ops_.push_back(NormOp{&buffer(out), &buffer(residual), add ? &buffer(*add) : nullptr, vector_of(weight, width), epsilon});
+  const Buffer* added = add ? &buffer(*add) : nullptr;
+  require(!accumulate || out != residual, "norm: out and residual are one buffer");
+  const float* values = vector_of(weight, width);
+  ops_.push_back(NormOp{&buffer(out), &buffer(residual), added, add_scale, values, epsilon, accumulate});
 }
 
 void Model::linear(std::size_t out, std::size_t source, const std::vector<std::size_t>& weights,
@@ -174,25 +178,37 @@ void Model::check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads)
           "qkv: the width is not (heads + 2 · kv_heads) · head_size");
 }
 
+void Model::norm_heads(std::size_t qkv, std::size_t heads, std::size_t query, std::size_t key, float epsilon,
+                       bool whole) {
+  check_heads(buffer(qkv), 0, heads);
+  const std::size_t size = shape_.head_size, query_width = whole ? heads * size : size;
+  const float* query_weight = vector_of(query, query_width);
+  const float* key_weight = vector_of(key, whole ? shape_.kv_heads * size : size);
+  ops_.push_back(NormHeadsOp{&buffer(qkv), heads, query_weight, key_weight, epsilon, whole});
+}
+
 void Model::rotate_and_write(std::size_t qkv, std::size_t layer, std::size_t heads, std::vector<double> frequencies,
-                             bool interleaved) {
+                             bool interleaved, double scale) {
   check_heads(buffer(qkv), layer, heads);
   require(2 * frequencies.size() <= shape_.head_size, "rope: more frequencies than pairs in a head");
   const Angles* angles = nullptr;
   for (const Angles& known : angles_) {
-    if (known.frequencies == frequencies && known.interleaved == interleaved) angles = &known;
+    const bool same = known.frequencies == frequencies && known.interleaved == interleaved && known.scale == scale;
+    if (same) angles = &known;
   }
   if (!angles) {
     Angles& added = angles_.emplace_back();
     added.frequencies = std::move(frequencies);
     added.interleaved = interleaved;
+    added.scale = scale;
     ops_.push_back(AnglesOp{&added});
     angles = &added;
   }
   ops_.push_back(RotateOp{&buffer(qkv), layer, heads, angles});
 }
 
-void Model::attention(std::size_t out, std::size_t qkv, std::size_t layer, std::size_t heads, float scale) {
+void Model::attention(std::size_t out, std::size_t qkv, std::size_t layer, std::size_t heads, float scale,
+                      std::size_t window, float cap) {
   check_heads(buffer(qkv), layer, heads);
   require(buffer(out).width == heads * shape_.head_size, "attention: out's width is not heads · head_size");
   const std::size_t group = heads / shape_.kv_heads;
@@ -200,21 +216,22 @@ void Model::attention(std::size_t out, std::size_t qkv, std::size_t layer, std::
   const std::size_t queries = std::max(kTileQueries, group);
   const std::size_t states = 2 * padded(attention_state(cache_shape_, queries));
   scratch_floats_ = std::max(scratch_floats_, padded(attention_scratch(cache_shape_, queries) + states));
-  ops_.push_back(AttentionOp{&buffer(out), &buffer(qkv), layer, heads, scale});
+  ops_.push_back(AttentionOp{&buffer(out), &buffer(qkv), layer, heads, scale, window, cap});
 }
 
-void Model::gate_multiply(std::size_t out, std::size_t source) {
+void Model::gate_multiply(std::size_t out, std::size_t source, Gate kind) {
   require(buffer(source).width == 2 * buffer(out).width, "gate_multiply: the source is not twice as wide as out");
-  ops_.push_back(GateOp{&buffer(out), &buffer(source)});
+  ops_.push_back(GateOp{&buffer(out), &buffer(source), kind});
 }
 
-void Model::logits(std::size_t source, std::size_t weight_index) {
+void Model::logits(std::size_t source, std::size_t weight_index, float scale, float cap) {
   require(!logits_, "a program has one logits op");
   require(weight(weight_index).rows == shape_.vocabulary, "logits: the weight's rows are not the vocabulary");
   sampled_ = &buffers_[add_buffer(buffer(source).width)];
   logits_ = &buffers_[add_buffer(shape_.vocabulary)];
   ops_.push_back(GatherOp{sampled_, &buffer(source)});
   add_linear(*logits_, *sampled_, {weight_index}, {});
+  if (scale != 1 || cap != 0) ops_.push_back(CapOp{logits_, scale, cap});
   ops_.push_back(SampleOp{logits_});
 }
 

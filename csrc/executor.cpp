@@ -12,8 +12,7 @@ namespace {
 constexpr std::size_t kChunkColumns = 512;            // of a row, where a row is shared out
 constexpr std::size_t kEnoughTasks = 4;               // of attention, a member: more need no splitting
 constexpr std::size_t kActivationBytes = 512 * 1024;  // rows of a linear taken together: they stay in the L2 cache
-
-constexpr std::size_t kPanelBytes = 24 * 1024;         // of packed weights that meet a tile of rows together
+constexpr std::size_t kPanelBytes = 24 * 1024;        // of packed weights that meet a tile of rows together
 
 std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
 
@@ -117,7 +116,7 @@ std::size_t Model::tasks(const Op& op) const {
   }
   if (const auto* gate = std::get_if<GateOp>(&op)) return rows * chunks(gate->out->width, kChunkColumns);
   if (std::get_if<AttentionOp>(&op)) return step_.tiles.size() * shape_.kv_heads * step_.split.parts;
-  if (std::get_if<GatherOp>(&op)) return step_.batch->samples();
+  if (std::get_if<GatherOp>(&op) || std::get_if<CapOp>(&op)) return step_.batch->samples();
   if (std::get_if<SampleOp>(&op)) return step_.draws ? step_.batch->samples() : 0;
   return rows;
 }
@@ -143,13 +142,16 @@ void Model::execute(const EmbedOp& op, std::size_t first, std::size_t last, int)
   for (std::size_t row = first; row < last; ++row) {
     const auto token = static_cast<std::size_t>(step_.batch->tokens[row]);
     dequantise(table.format, table.data + token * table.stride(), table.columns, op.out->row(row));
+    if (op.scale == 1) continue;
+    for (std::size_t i = 0; i < table.columns; ++i) op.out->row(row)[i] *= op.scale;
   }
 }
 
 void Model::execute(const NormOp& op, std::size_t first, std::size_t last, int) {
   for (std::size_t row = first; row < last; ++row) {
     const float* add = op.add ? op.add->row(row) : nullptr;
-    kernels_.norm(op.out->row(row), op.residual->row(row), add, op.weight, op.epsilon, op.out->width);
+    kernels_.norm(op.out->row(row), op.residual->row(row), add, op.add_scale, op.weight, op.epsilon,
+                  op.accumulate, op.out->width);
     if (op.quantise) op.out->quantise(kernels_, row, 0, op.out->width);
   }
 }
@@ -161,8 +163,8 @@ void Model::execute(const AnglesOp& op, std::size_t first, std::size_t last, int
     float* sines = cosines + frequencies.size();
     for (std::size_t i = 0; i < frequencies.size(); ++i) {
       const double angle = step_.batch->positions[row] * frequencies[i];
-      cosines[i] = static_cast<float>(std::cos(angle));
-      sines[i] = static_cast<float>(std::sin(angle));
+      cosines[i] = static_cast<float>(op.angles->scale * std::cos(angle));
+      sines[i] = static_cast<float>(op.angles->scale * std::sin(angle));
     }
   }
 }
@@ -225,6 +227,20 @@ void Model::float_panel(const LinearOp& op, const LinearPart& part, std::size_t 
   add_bias(op, column, cols, rows);
 }
 
+void Model::execute(const NormHeadsOp& op, std::size_t first, std::size_t last, int) {
+  const std::size_t size = shape_.head_size;
+  const auto part = [&](float* at, std::size_t heads, const float* weight) {
+    const std::size_t width = op.whole ? heads * size : size;
+    for (std::size_t i = 0; i < heads * size; i += width) {
+      kernels_.norm(at + i, at + i, nullptr, 1, weight, op.epsilon, false, width);
+    }
+  };
+  for (std::size_t row = first; row < last; ++row) {
+    part(op.qkv->row(row), op.heads, op.query);
+    part(op.qkv->row(row) + op.heads * size, shape_.kv_heads, op.key);
+  }
+}
+
 void Model::execute(const RotateOp& op, std::size_t first, std::size_t last, int) {
   const std::size_t pairs = op.angles->frequencies.size();
   for (std::size_t row = first; row < last; ++row) {
@@ -248,6 +264,8 @@ AttentionTile Model::attention_tile(const AttentionOp& op, const RowTile& tile, 
           .rows = static_cast<int>(tile.end - tile.begin),
           .group = static_cast<int>(group),
           .scale = op.scale,
+          .cap = op.cap,
+          .window = op.window,
           .cache = cache_shape_,
           .layer = layer_cache(op.layer),
           .kv_head = head,
@@ -310,7 +328,7 @@ void Model::execute(const GateOp& op, std::size_t first, std::size_t last, int) 
     const std::size_t row = task / across, column = task % across * kChunkColumns;
     const std::size_t end = std::min(column + kChunkColumns, width);
     const float* gate = op.source->row(row) + column;
-    kernels_.gate_multiply(op.out->row(row) + column, gate, gate + width, end - column);
+    kernels_.gate_multiply(op.out->row(row) + column, gate, gate + width, op.kind, end - column);
     if (op.quantise) op.out->quantise(kernels_, row, column, end);
   }
 }
@@ -321,6 +339,10 @@ void Model::execute(const GatherOp& op, std::size_t first, std::size_t last, int
     std::copy_n(op.source->row(row), op.out->width, op.out->row(sample));
     if (op.quantise) op.out->quantise(kernels_, sample, 0, op.out->width);
   }
+}
+
+void Model::execute(const CapOp& op, std::size_t first, std::size_t last, int) {
+  for (std::size_t i = first; i < last; ++i) kernels_.cap(op.logits->row(i), shape_.vocabulary, op.scale, op.cap);
 }
 
 void Model::execute(const SampleOp& op, std::size_t first, std::size_t last, int member) {

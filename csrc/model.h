@@ -28,15 +28,18 @@ class Model {
   // `data` must stay readable until the model goes.
   std::size_t add_weight(Format format, std::size_t rows, std::size_t columns, const std::uint8_t* data);
 
-  void embed(std::size_t out, std::size_t table);
-  void norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add);
+  void embed(std::size_t out, std::size_t table, float scale);
+  void norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add,
+            float add_scale, bool accumulate);
   void linear(std::size_t out, std::size_t source, const std::vector<std::size_t>& weights,
               const std::vector<std::size_t>& biases);
+  void norm_heads(std::size_t qkv, std::size_t heads, std::size_t query, std::size_t key, float epsilon, bool whole);
   void rotate_and_write(std::size_t qkv, std::size_t layer, std::size_t heads, std::vector<double> frequencies,
-                        bool interleaved);
-  void attention(std::size_t out, std::size_t qkv, std::size_t layer, std::size_t heads, float scale);
-  void gate_multiply(std::size_t out, std::size_t source);
-  void logits(std::size_t source, std::size_t weight);
+                        bool interleaved, double scale);
+  void attention(std::size_t out, std::size_t qkv, std::size_t layer, std::size_t heads, float scale,
+                 std::size_t window, float cap);
+  void gate_multiply(std::size_t out, std::size_t source, Gate kind);
+  void logits(std::size_t source, std::size_t weight, float scale, float cap);
 
   // Run a step; with `draws` the result is in step().tokens and .logprobs, without it in logits_of().
   // Throws std::invalid_argument (batch), std::bad_alloc. Not for two threads at once.
@@ -74,10 +77,12 @@ class Model {
   void execute(const AnglesOp& op, std::size_t first, std::size_t last, int member);
   void execute(const QuantiseOp& op, std::size_t first, std::size_t last, int member);
   void execute(const LinearOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const NormHeadsOp& op, std::size_t first, std::size_t last, int member);
   void execute(const RotateOp& op, std::size_t first, std::size_t last, int member);
   void execute(const AttentionOp& op, std::size_t first, std::size_t last, int member);
   void execute(const GateOp& op, std::size_t first, std::size_t last, int member);
   void execute(const GatherOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const CapOp& op, std::size_t first, std::size_t last, int member);
   void execute(const SampleOp& op, std::size_t first, std::size_t last, int member);
   std::size_t tasks(const Op& op) const;
 

@@ -105,10 +105,11 @@ class Bound {
     model_ = std::make_unique<Model>(shape, find_level(level), precise, threads);
   }
 
+  ~Bound() { drop(); }
+
   Model& model() {
     if (!model_) throw std::invalid_argument("the backend is closed");
-    // A fork copies no threads: the child would wait for the team for ever.
-    if (getpid() != process_) throw std::runtime_error("the backend was loaded by another process; load it again");
+    check_process();
     return *model_;
   }
 
@@ -142,17 +143,33 @@ class Bound {
   }
 
   void close() {
-    nb::gil_scoped_release release;
-    lock_.lock();
-    model_.reset();
-    lock_.unlock();
-    nb::gil_scoped_acquire acquire;
+    {
+      nb::gil_scoped_release release;
+      const bool ours = getpid() == process_;
+      if (ours) lock_.lock();
+      drop();
+      if (ours) lock_.unlock();
+    }
     arrays_.clear();
   }
 
  private:
+  // A fork copies no threads, and a lock as it stands: the child would wait for either for ever.
+  void check_process() const {
+    if (getpid() != process_) throw std::runtime_error("the backend was loaded by another process; load it again");
+  }
+
+  void drop() {
+    if (getpid() == process_) {
+      model_.reset();
+    } else {
+      static_cast<void>(model_.release());  // its threads are the parent's: nothing here can join them
+    }
+  }
+
   // Run a step and keep the lock, so that the result can be read.
   std::lock_guard<std::mutex> step(nb::handle batch, bool draws) {
+    check_process();
     {
       nb::gil_scoped_release release;
       lock_.lock();
@@ -199,22 +216,38 @@ NB_MODULE(_native, m) {
            "precise"_a, "threads"_a)
       .def("buffer", [](Bound& self, Index width) { return self.model().add_buffer(width); })
       .def("weight", &Bound::weight, "format"_a, "rows"_a, "columns"_a, "data"_a)
-      .def("embed", [](Bound& self, Index out, Index table) { self.model().embed(out, table); })
+      .def("embed", [](Bound& self, Index out, Index table, float scale) { self.model().embed(out, table, scale); })
       .def("norm",
-           [](Bound& self, Index out, Index residual, Index weight, float epsilon, std::optional<Index> add) {
-             self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr);
-           }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none())
+           [](Bound& self, Index out, Index residual, Index weight, float epsilon, std::optional<Index> add,
+              float add_scale, bool accumulate) {
+             self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr, add_scale, accumulate);
+           }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none(), "add_scale"_a, "accumulate"_a)
       .def("linear",
            [](Bound& self, Index out, Index source, const Several& weights, const Several& biases) {
              self.model().linear(out, source, weights, biases);
            })
+      .def("norm_heads",
+           [](Bound& self, Index qkv, Index heads, Index query, Index key, float epsilon, bool whole) {
+             self.model().norm_heads(qkv, heads, query, key, epsilon, whole);
+           })
       .def("rotate_and_write",
            [](Bound& self, Index qkv, Index layer, Index heads, const std::vector<double>& frequencies,
-              bool interleaved) { self.model().rotate_and_write(qkv, layer, heads, frequencies, interleaved); })
+              bool interleaved, double scale) {
+             self.model().rotate_and_write(qkv, layer, heads, frequencies, interleaved, scale);
+           })
       .def("attention", [](Bound& self, Index out, Index qkv, Index layer, Index heads,
-                           float scale) { self.model().attention(out, qkv, layer, heads, scale); })
-      .def("gate_multiply", [](Bound& self, Index out, Index source) { self.model().gate_multiply(out, source); })
-      .def("project_to_logits", [](Bound& self, Index source, Index weight) { self.model().logits(source, weight); })
+                           float scale, Index window,
+                           float cap) { self.model().attention(out, qkv, layer, heads, scale, window, cap); })
+      .def("gate_multiply",
+           [](Bound& self, Index out, Index source, const std::string& activation) {
+             if (activation != "silu" && activation != "gelu_tanh") {
+               throw std::invalid_argument("gate_multiply: activation must be silu or gelu_tanh");
+             }
+             self.model().gate_multiply(out, source, activation == "silu" ? Gate::Silu : Gate::GeluTanh);
+           })
+      .def("project_to_logits", [](Bound& self, Index source, Index weight, float scale, float cap) {
+             self.model().logits(source, weight, scale, cap);
+           })
       .def("run", &Bound::run, "batch"_a)
       .def("logits", &Bound::logits, "batch"_a)
       .def("kernels", [](Bound& self) { return self.model().kernel_names(); })

@@ -52,20 +52,24 @@ struct Buffer {
 struct Angles {
   std::vector<double> frequencies;
   bool interleaved;
+  double scale;  // of the rotated values
   Region table;  // [rows, 2, pairs]
 };
 
 struct EmbedOp {
   Buffer* out;
   const Weight* table;
+  float scale;
 };
 // Where `quantise` is set, an op also writes the bytes of its `out`.
 struct NormOp {
   Buffer* out;
   Buffer* residual;
   const Buffer* add;  // or null
+  float add_scale;
   const float* weight;
   float epsilon;
+  bool accumulate;
   bool quantise = false;
 };
 struct AnglesOp {
@@ -85,6 +89,14 @@ struct LinearOp {
   std::vector<LinearPart> parts;
   std::vector<float> bias;  // of the whole width, or empty
 };
+struct NormHeadsOp {
+  Buffer* qkv;
+  std::size_t heads;
+  const float* query;
+  const float* key;
+  float epsilon;
+  bool whole;  // over all heads together
+};
 struct RotateOp {
   Buffer* qkv;
   std::size_t layer, heads;
@@ -95,11 +107,14 @@ struct AttentionOp {
   const Buffer* qkv;
   std::size_t layer, heads;
   float scale;
+  std::size_t window;
+  float cap;
   bool quantise = false;
 };
 struct GateOp {
   Buffer* out;
   const Buffer* source;
+  Gate kind;
   bool quantise = false;
 };
 // The sampled rows, gathered for the last linear.
@@ -108,12 +123,16 @@ struct GatherOp {
   const Buffer* source;
   bool quantise = false;
 };
+struct CapOp {
+  const Buffer* logits;
+  float scale, cap;
+};
 struct SampleOp {
   const Buffer* logits;
 };
 
-using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, RotateOp, AttentionOp, GateOp, GatherOp,
-                        SampleOp>;
+using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, NormHeadsOp, RotateOp, AttentionOp, GateOp,
+                        GatherOp, CapOp, SampleOp>;
 
 struct RowRange {
   std::size_t begin, end;

@@ -42,18 +42,38 @@ inline std::size_t visible(std::size_t sees, std::size_t at, const CacheShape& c
   return sees - at < cache.block_size ? sees - at : cache.block_size;
 }
 
+// Positions [first, last) that a query sees.
+struct Sight {
+  std::size_t first, last;
+};
+
+inline Sight sight(const AttentionTile& job, std::size_t query) {
+  const std::size_t last = static_cast<std::size_t>(job.positions[query / static_cast<std::size_t>(job.group)]) + 1;
+  return {job.window && last > job.window ? last - job.window : 0, last};
+}
+
 // One query's scores of a span, from position `at`, become weights; its sums shrink where the largest score grew.
-void soften(float* scores, std::size_t blocks, std::size_t at, std::size_t sees, const CacheShape& cache,
-            State state, std::size_t query) {
+void soften(const AttentionTile& job, float* scores, std::size_t blocks, std::size_t at, State state,
+            std::size_t query) {
+  const CacheShape& cache = job.cache;
+  const Sight sees = sight(job, query);
+  if (sees.first >= at + blocks * cache.block_size) {  // the span lies behind its window
+    for (std::size_t i = 0; i < blocks * cache.lane_stride; ++i) scores[i] = 0;
+    return;
+  }
   const IntVector lanes = lane_numbers();
   const Vector nothing = splat(-__builtin_inff());
   Vector top = nothing;
   for (std::size_t b = 0; b < blocks; ++b) {
-    const auto end = static_cast<std::int32_t>(visible(sees, at + b * cache.block_size, cache));
+    const std::size_t position = at + b * cache.block_size;
+    const auto begin = static_cast<std::int32_t>(visible(sees.first, position, cache));
+    const auto end = static_cast<std::int32_t>(visible(sees.last, position, cache));
     float* block = scores + b * cache.lane_stride;
     for (std::size_t i = 0; i < cache.lane_stride; i += kLanes) {
       const IntVector index = lanes + static_cast<std::int32_t>(i);
-      const Vector value = index < end ? load(block + i) : nothing;
+      Vector value = load(block + i);
+      if (job.cap != 0) value = tanh(value / job.cap) * job.cap;
+      value = (index < end) & (index >= begin) ? value : nothing;
       store(block + i, value);
       top = larger(value, top);
     }
@@ -102,6 +122,7 @@ void attention_part(const AttentionTile& job, std::size_t begin, std::size_t end
   const std::size_t span = cache.span_blocks() * cache.block_size, stride = cache.span_lanes();
   for (std::size_t at = begin; at < end; at += span) {
     const std::size_t past = end - at < span ? end : at + span;
+    if (past <= sight(job, 0).first) continue;  // behind every query's window
     const std::size_t blocks = (past - at + cache.block_size - 1) / cache.block_size;
     for (std::size_t i = 0; i < queries * stride; ++i) scores[i] = 0;
     for (std::size_t b = 0; b < blocks; ++b) {
@@ -114,9 +135,8 @@ void attention_part(const AttentionTile& job, std::size_t begin, std::size_t end
     }
     std::size_t first = queries;  // the first query that sees anything of this span
     for (std::size_t q = queries; q-- > 0; first = q) {
-      const std::size_t sees = static_cast<std::size_t>(job.positions[q / group]) + 1;
-      if (sees <= at) break;
-      soften(scores + q * stride, blocks, at, sees, cache, state, q);
+      if (sight(job, q).last <= at) break;
+      soften(job, scores + q * stride, blocks, at, state, q);
     }
     for (std::size_t b = 0; b < blocks; ++b) {
       const std::size_t position = at + b * cache.block_size;

@@ -118,6 +118,8 @@ struct AttentionTile {
   int rows;
   int group;  // query heads a KV head
   float scale;
+  float cap;           // scores become cap · tanh(score / cap); 0: no cap
+  std::size_t window;  // a row sees this many positions, its own the last; 0: all
   CacheShape cache;
   const std::uint8_t* layer;  // the layer's first block
   std::size_t kv_head;
@@ -137,11 +139,16 @@ inline std::size_t attention_scratch(const CacheShape& cache, std::size_t querie
   return queries * (cache.head_stride + cache.span_lanes()) + entries;
 }
 
+enum class Gate : std::uint8_t { Silu, GeluTanh };
+
 struct Kernels {
   const char* level;
   const char* integer;  // how bytes are multiplied; null: there are no integer kernels
-  void (*norm)(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width);
-  void (*gate_multiply)(float* out, const float* gate, const float* up, std::size_t width);
+  void (*norm)(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
+               bool accumulate, std::size_t width);
+  void (*gate_multiply)(float* out, const float* gate, const float* up, Gate kind, std::size_t width);
+  // values · scale, then cap · tanh(value / cap) where cap is not 0.
+  void (*cap)(float* values, std::size_t count, float scale, float cap);
   void (*add)(float* out, const float* bias, std::size_t width);
   // `blocks` blocks of a row, to `out` from block `first` of row `row` on.
   void (*quantise)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);

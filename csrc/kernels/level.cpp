@@ -18,6 +18,7 @@ const Kernels kKernels = {
 #endif
     .norm = norm,
     .gate_multiply = gate_multiply,
+    .cap = cap,
     .add = add,
 #if defined(__AVX2__)
     .quantise = quantise,

@@ -6,8 +6,10 @@
 
 namespace headrace::HEADRACE_LEVEL {
 
-void norm(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width);
-void gate_multiply(float* out, const float* gate, const float* up, std::size_t width);
+void norm(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
+          bool accumulate, std::size_t width);
+void gate_multiply(float* out, const float* gate, const float* up, Gate kind, std::size_t width);
+void cap(float* values, std::size_t count, float scale, float cap);
 void add(float* out, const float* bias, std::size_t width);
 std::size_t largest(const float* values, std::size_t count);
 float log_sum_exp(const float* values, std::size_t count, float shift);

@@ -3,41 +3,61 @@
 
 namespace headrace::HEADRACE_LEVEL {
 
-void norm(float* out, float* residual, const float* add, const float* weight, float epsilon, std::size_t width) {
+void norm(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
+          bool accumulate, std::size_t width) {
   Vector squares{};
   float rest = 0;
   std::size_t i = 0;
   for (; i + kLanes <= width; i += kLanes) {
     Vector value = load(residual + i);
     if (add) {
-      value += load(add + i);
+      value += load(add + i) * add_scale;
       store(residual + i, value);
     }
     squares += value * value;
   }
   for (; i < width; ++i) {
-    if (add) residual[i] += add[i];
+    if (add) residual[i] += add[i] * add_scale;
     rest += residual[i] * residual[i];
   }
   const float mean = (sum(squares) + rest) / static_cast<float>(width);
   const float scale = 1.0f / __builtin_sqrtf(mean + epsilon);
-  for (i = 0; i + kLanes <= width; i += kLanes) store(out + i, load(residual + i) * scale * load(weight + i));
-  for (; i < width; ++i) out[i] = residual[i] * scale * weight[i];
+  for (i = 0; i + kLanes <= width; i += kLanes) {
+    const Vector value = load(residual + i) * scale * load(weight + i);
+    store(out + i, accumulate ? load(out + i) + value : value);
+  }
+  for (; i < width; ++i) out[i] = (accumulate ? out[i] : 0) + residual[i] * scale * weight[i];
 }
 
-void gate_multiply(float* out, const float* gate, const float* up, std::size_t width) {
+namespace {
+
+inline Vector activate(Vector x, Gate kind) {
+  if (kind == Gate::Silu) return x / (1.0f + exponential(-x));
+  // gelu by its tanh approximation (arXiv 1606.08415); sqrt(2 / pi) = 0.79788456
+  return 0.5f * x * (1.0f + tanh(0.79788456f * (x + 0.044715f * x * x * x)));
+}
+
+}  // namespace
+
+void gate_multiply(float* out, const float* gate, const float* up, Gate kind, std::size_t width) {
   std::size_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    const Vector value = load(gate + i);
-    store(out + i, value / (1.0f + exponential(-value)) * load(up + i));
-  }
-  if (i < width) {  // the last lanes through a padded copy, so that every width rounds alike
-    float padded[kLanes] = {};
-    for (std::size_t j = i; j < width; ++j) padded[j - i] = gate[j];
-    const Vector value = load(padded);
-    store(padded, value / (1.0f + exponential(-value)));
-    for (std::size_t j = i; j < width; ++j) out[j] = padded[j - i] * up[j];
-  }
+  for (; i + kLanes <= width; i += kLanes) store(out + i, activate(load(gate + i), kind) * load(up + i));
+  if (i == width) return;
+  float padded[kLanes] = {};  // the last lanes go through a copy, so that every width rounds alike
+  for (std::size_t j = i; j < width; ++j) padded[j - i] = gate[j];
+  store(padded, activate(load(padded), kind));
+  for (std::size_t j = i; j < width; ++j) out[j] = padded[j - i] * up[j];
+}
+
+void cap(float* values, std::size_t count, float scale, float cap) {
+  const auto capped = [&](Vector value) { return cap != 0 ? tanh(value * scale / cap) * cap : value * scale; };
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(values + i, capped(load(values + i)));
+  if (i == count) return;
+  float padded[kLanes] = {};
+  for (std::size_t j = i; j < count; ++j) padded[j - i] = values[j];
+  store(padded, capped(load(padded)));
+  for (std::size_t j = i; j < count; ++j) values[j] = padded[j - i];
 }
 
 void add(float* out, const float* bias, std::size_t width) {

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.kvcache import BlockPool
 from headrace.runtime.models.checkpoint import load_checkpoint
-from headrace.runtime.models.description import UnsupportedModel
+from headrace.runtime.models.fields import UnsupportedModel
 from headrace.runtime.text.tokenizer import BYTE_OF
 from tests.fakes.batches import whole_prompt
 

@@ -87,7 +87,7 @@ def linear_program(
 
 
 def attention_program(
-    heads: int, kv_heads: int, head_size: int, rope: Rope
+    heads: int, kv_heads: int, head_size: int, rope: Rope, window: int = 0, cap: float = 0.0
 ) -> tuple[Program, dict[str, Tensor]]:
     """Logits are the attended values; query, key and value are the token's row of "table"."""
     width = heads * head_size
@@ -95,7 +95,7 @@ def attention_program(
     ops: list[Op] = [
         Embed("qkv", "table"),
         RotateAndWrite("qkv", *shape, rope),
-        Attention("attended", "qkv", *shape, scale=head_size**-0.5),
+        Attention("attended", "qkv", *shape, scale=head_size**-0.5, window=window, cap=cap),
         Logits("attended", "identity"),
     ]
     buffers = {"qkv": width + 2 * kv_heads * head_size, "attended": width}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import readline  # noqa: F401  (gives input() its line editing and history)
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -16,6 +15,9 @@ from headrace.config.schema import DEFAULT_MODEL
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine
 from headrace.runtime.request import Finish, Output, SamplingParameters
+
+with contextlib.suppress(ImportError):  # some Pythons are built without it
+    import readline  # noqa: F401  (gives input() its line editing and history)
 
 LONGEST_ANSWER = 1024  # tokens; a small model may never stop by itself
 

@@ -3,7 +3,7 @@
     GET /                    the page
     GET /console/{file}      its files
     GET /api/calls           rows, newest first: ?limit=50&before=ID
-    GET /api/calls/{id}      one whole record
+    GET /api/calls/{id}      one whole record: ?wait=60 waits for a call that has not ended yet
     GET /api/summary         sums: ?seconds=3600
     GET /api/stream          server-sent events, one `call` each: ?after=ID, or Last-Event-ID
 
@@ -18,22 +18,26 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from headrace.console.rows import row
 from headrace.console.static_files import content_security_policy, read_all
+from headrace.observability.record import CallRecord
 from headrace.observability.store import CallFilter, CallStore
 
 PAGE = 50
 LARGEST_PAGE = 500
 LONGEST_WINDOW = 10 * 366 * 86_400.0  # seconds
-TICK = 0.4  # seconds between two looks at the store
+TICK = 0.25  # seconds between two looks at the store
 HEARTBEAT = 15.0  # seconds between two signs of life on a quiet stream
-MOST_STREAMS = 32
+MOST_STREAMS = 32  # and calls waited for, together
+LONGEST_WAIT = 60.0  # seconds
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _HEADERS = {
@@ -71,7 +75,11 @@ def routes(
         return _json({"calls": [row(record) for record in found], "next": more})
 
     async def call(request: Request) -> Response:
-        record = await asyncio.to_thread(store.call, request.path_params["id"])
+        wanted, wait = request.path_params["id"], _number(request, "wait", 0.0, LONGEST_WAIT)
+        record = await asyncio.to_thread(store.call, wanted)
+        if record is None and wait and not streams.locked():
+            async with streams:
+                record = await _awaited(store, wanted, wait, stopping)
         return _json(record) if record else _refusal(404, "There is no call with this id.")
 
     async def summary(request: Request) -> Response:
@@ -83,13 +91,9 @@ def routes(
             return _refusal(503, "Too many pages are open.")
         after = request.headers.get("last-event-id") or request.query_params.get("after") or None
 
-        async def events() -> AsyncIterator[bytes]:
-            async with streams:
-                async for event in _follow(store, after, stopping):
-                    yield event
-
+        await streams.acquire()  # at once: it is not locked
         headers = {**_HEADERS, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+        return _Stream(_follow(store, after, stopping), streams.release, headers)
 
     def api(path: str, endpoint: Endpoint) -> Route:
         return Route(path, _guarded(endpoint, host), methods=["GET"])
@@ -102,6 +106,37 @@ def routes(
         api("/api/summary", summary),
         api("/api/stream", stream),
     ]
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events that say when they have ended, however they did."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], ended: Callable[[], None], headers: dict[str, str]
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they or the client end."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
+async def _awaited(
+    store: CallStore, call_id: str, wait: float, stopping: Callable[[], bool]
+) -> CallRecord | None:
+    """The call once it is stored; None if it is not within `wait` seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wait):
+            while not stopping():
+                await asyncio.sleep(TICK)
+                record = await asyncio.to_thread(store.call, call_id)
+                if record is not None:
+                    return record
+    return None
 
 
 async def _follow(

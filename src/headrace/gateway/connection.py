@@ -1,7 +1,8 @@
-"""One client's connection: a request whose head does not come in time is dropped.
+"""One client's connection: a request whose head is too slow or too long is dropped.
 
-A client that sends a head byte by byte would else hold its connection for as long as it likes;
-bodies have their own limit (`admission.read_body`), idle connections uvicorn's.
+A client that sends a head byte by byte, or without end, would else hold its connection or fill
+the memory as it likes; bodies have their own limits (`admission.read_body`), idle connections
+uvicorn's.
 """
 
 from __future__ import annotations
@@ -11,17 +12,27 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT = 15.0  # seconds
+MAX_HEAD_BYTES = 1024 * 1024
 
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's HTTP protocol with a time-out on request heads."""
+    """Uvicorn's HTTP protocol with bounds on request heads."""
 
+    _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request's head."""
         super().connection_made(transport)
         self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        super().data_received(data)
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._drop()
 
     def on_message_begin(self) -> None:
         """Wait for the rest of a head that has begun."""
@@ -40,6 +51,7 @@ class Connection(HttpToolsProtocol):
 
     def _await_head(self) -> None:
         if self._head_timer is None:
+            self._head_bytes = 0
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._drop)
 
     def _stop_waiting(self) -> None:
@@ -48,5 +60,5 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
 
     def _drop(self) -> None:
-        self._head_timer = None
+        self._stop_waiting()
         self.transport.close()

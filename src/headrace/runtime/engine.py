@@ -23,8 +23,8 @@ from .admission import admit
 from .backends.base import Backend, KVLayout, Sampled
 from .backends.choice import AUTO, choose
 from .kvcache import BlockPool
+from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
-from .models.program import decoder_program
 from .plan import plan_batch
 from .request import (
     DEFAULT_SAMPLING,
@@ -98,7 +98,7 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
         load = choose(options.backend)
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_checkpoint(path, options.kv_tokens)
         kv = KVLayout(-(-options.kv_tokens // options.block_size), options.block_size)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)

@@ -17,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from headrace.console import routes
+from headrace.console.routes import MOST_STREAMS
 from headrace.console.rows import PREVIEW, preview
 from headrace.console.static_files import STATIC
 from headrace.observability.record import CallRecord
@@ -73,6 +74,12 @@ def record(number: int, **changes: Any) -> CallRecord:
     return CallRecord(**{**fields, **changes})
 
 
+async def test_two_calls_of_one_id_are_two_rows(server: Server) -> None:
+    server.store.insert([record(1), record(1, started_at=1_700_000_009.0)])
+    page = await server.json("/api/calls")
+    assert [row["started_at"] for row in page["calls"]] == [1_700_000_009.0, 1_700_000_001.0]
+
+
 async def test_pages_go_back_through_all_calls(server: Server) -> None:
     server.store.insert([record(n) for n in range(7)])
     seen: list[str] = []
@@ -97,6 +104,16 @@ async def test_a_row_is_a_line_and_a_call_is_all_of_it(server: Server) -> None:
 
 async def test_an_unknown_call_is_404_in_json(server: Server) -> None:
     assert "no call" in (await server.json("/api/calls/absent", 404))["error"]["message"]
+
+
+async def test_a_call_that_has_not_ended_can_be_waited_for(server: Server) -> None:
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = group.create_task(server.json("/api/calls/req_1?wait=9"))
+        server.store.insert([record(1)])
+    assert waiting.result()["id"] == "req_1"
+    await server.json("/api/calls/req_2?wait=1", 404)
+    server.stopping = True
+    await server.json("/api/calls/req_2?wait=60", 404)
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=nan", "limit=1e9", "limit="])
@@ -153,6 +170,21 @@ async def test_a_stream_after_an_unknown_call_begins_now(server: Server) -> None
         await response.content.readline()
         server.store.insert([record(2)])
         assert await read_events(response, 1) == ["req_2"]
+
+
+async def test_streams_over_the_bound_are_refused_at_once_and_places_come_free(
+    server: Server,
+) -> None:
+    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+        url = server.url + "/api/stream"
+        opened = await asyncio.gather(*(session.get(url) for _ in range(MOST_STREAMS + 8)))
+        assert sorted(r.status for r in opened) == [200] * MOST_STREAMS + [503] * 8
+        for response in opened:
+            response.close()
+        while (again := await session.get(url)).status == 503:
+            again.close()
+        assert again.status == 200
+        again.close()
 
 
 async def test_a_stream_ends_when_the_server_stops(server: Server) -> None:

@@ -34,10 +34,9 @@ def test_cached_tokens_cost_what_is_configured_for_them(prompt: int, cached: int
     assert free == pytest.approx(2 * (prompt - usage.cached_tokens) / 1e6)
 
 
-@given(st.text())
+@given(st.text("aZ 0%/:é日🌊\r\n\0\x7f"))
 def test_any_name_can_stand_in_a_header(name: str) -> None:
-    value = header_value(name.encode("utf-8", "replace").decode())
-    assert all(0x20 <= byte < 0x7F for byte in value)
+    assert all(0x20 <= byte < 0x7F for byte in header_value(name))
 
 
 async def test_a_client_whose_connection_stays_full_is_gone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -24,6 +25,20 @@ async def test_a_head_that_does_not_come_in_time_ends_the_connection(
         assert await reader.read() == b""
     writer.close()
     await writer.wait_closed()
+
+
+async def test_a_head_without_end_ends_the_connection(gateway: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nx-endless: ")
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+            assert await reader.read() == b""
+    writer.transport.abort()
+    async with gateway.post(BODY) as response:
+        assert response.status == 200
 
 
 async def test_a_body_that_does_not_come_in_time_is_answered(

@@ -30,12 +30,13 @@ CHAT = Identity(id='chatcmpl-"1', created=5, model='m"\n', endpoint="chat")
 COMPLETIONS = Identity(id="cmpl-1", created=5, model="m", endpoint="completions")
 END = Finished("stop", Usage(10, 4, cached_tokens=3))
 
+CHARACTERS = 'a {}"\\/é日🌊\r\n\t\0\x7f\u2028'
 events = st.lists(
-    st.builds(TextDelta, st.text(max_size=5))
+    st.builds(TextDelta, st.text(CHARACTERS, max_size=5))
     | st.builds(
         ToolCallDelta,
         index=st.integers(0, 2),
-        arguments=st.text(max_size=5),
+        arguments=st.text(CHARACTERS, max_size=5),
         id=st.none() | st.text("ab", min_size=1, max_size=2),
         name=st.none() | st.text("fg", min_size=1, max_size=2),
     ),
@@ -73,7 +74,7 @@ def test_chunks_put_together_are_the_whole_answer(said: list[Event], include_usa
     assert [c.choices[0].finish_reason for c in chunks if c.choices[0].finish_reason] == ["stop"]
 
 
-@given(st.text())
+@given(st.text(CHARACTERS))
 def test_text_of_any_kind_survives_a_chunk(text: str) -> None:
     chat = ChunkEncoder(CHAT, include_usage=False).delta(TextDelta(text))
     assert json.loads(chat)["choices"][0]["delta"]["content"] == text

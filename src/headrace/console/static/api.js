@@ -7,10 +7,11 @@ async function body(response) {
   return content;
 }
 
-const get = (path) => fetch(path).then(body);
+const get = (path, signal) => fetch(path, { signal }).then(body);
 
 export const calls = (before) => get(`/api/calls?limit=50${before ? `&before=${encodeURIComponent(before)}` : ""}`);
-export const call = (id) => get(`/api/calls/${encodeURIComponent(id)}`);
+// One record; a call that still runs is waited for.
+export const call = (id, signal) => get(`/api/calls/${encodeURIComponent(id)}?wait=60`, signal);
 export const summary = (window) => get(`/api/summary?seconds=${window}`);
 export const models = () => get("/v1/models").then((list) => list.data.map((model) => model.id));
 

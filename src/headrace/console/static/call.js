@@ -27,9 +27,10 @@ function phases(call) {
 
 function Timeline({ call }) {
   const parts = phases(call).filter(([, span]) => span > 0);
+  const share = (span) => (100 * span) / parts.reduce((sum, [, other]) => sum + other, 0);
   return html`<figure class="timeline" aria-label="Where the time went">
     <div class="track">
-      ${parts.map(([name, span]) => html`<i key=${name} class=${name.replaceAll(" ", "-")} style=${{ flexGrow: 1000 * span }} title=${`${name} ${seconds(span)}`}></i>`)}
+      ${parts.map(([name, span]) => html`<i key=${name} class=${name.replaceAll(" ", "-")} style=${{ flexGrow: share(span) }} title=${`${name} ${seconds(span)}`}></i>`)}
     </div>
     <figcaption>${parts.map(([name, span]) => html`<span key=${name} class=${name.replaceAll(" ", "-")}>${name} <b>${seconds(span)}</b></span>`)}</figcaption>
   </figure>`;
@@ -98,7 +99,7 @@ function Body({ call }) {
         ["Cost", dollars(call.cost)],
         ["Cache", call.cache],
         ["Ended by", call.finish_reason],
-        ["Tokens are", call.usage_provenance === "provider" ? null : call.usage_provenance],
+        ["Tokens are", call.usage_provenance === "estimated" ? "estimated" : null],
       ]}
     />
     <h3>Route</h3>
@@ -122,17 +123,10 @@ export function Call({ id }) {
   const [call, setCall] = useState(null);
   const [problem, setProblem] = useState(null);
   useEffect(() => {
-    let gone = false;
-    // A call is listed a moment after its answer: one that is not there yet is asked for again.
-    const ask = (left) =>
-      api.call(id).then(
-        (found) => gone || setCall(found),
-        (error) => gone || (left ? setTimeout(ask, 400, left - 1) : setProblem(error.message)),
-      );
-    ask(6);
-    return () => {
-      gone = true;
-    };
+    const asked = new AbortController();
+    const failed = (error) => asked.signal.aborted || setProblem(error.message);
+    api.call(id, asked.signal).then(setCall, failed);
+    return () => asked.abort();
   }, [id]);
   return html`<article class="call" aria-label="One call" aria-busy=${!call && !problem}>
     <div class="title">
@@ -143,6 +137,6 @@ export function Call({ id }) {
       </div>
     </div>
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}
-    ${call && html`<${Body} call=${call} />`}
+    ${call ? html`<${Body} call=${call} />` : !problem && html`<p class="patience">The record appears when the call has ended.</p>`}
   </article>`;
 }

@@ -17,7 +17,7 @@ function Strip({ rows, chosen }) {
   const height = (row) => 8 + (92 * Math.log10(1 + row.duration * 1000)) / 5;
   return html`<div class="strip" aria-hidden="true">
     ${shown.map(
-      (row) => html`<a key=${row.id} tabindex="-1" href=${`#/calls/${encodeURIComponent(row.id)}`}
+      (row) => html`<a key=${`${row.started_at} ${row.id}`} tabindex="-1" href=${`#/calls/${encodeURIComponent(row.id)}`}
         class=${`${row.status} ${row.id === chosen ? "chosen" : ""} ${row.cache === "hit" ? "hit" : ""}`}
         title=${`${time(row.started_at)}  ${seconds(row.duration)}`}
         ><i style=${{ height: `${Math.min(100, height(row))}%` }}></i></a>`,
@@ -41,7 +41,7 @@ function Row({ row, chosen }) {
         <span title="time to first token">${row.ttft == null ? NONE : seconds(row.ttft)}</span>
         <span title="duration">${seconds(row.duration)}</span>
         <span class="tokens" title="tokens in and out">${short(row.prompt_tokens)} → ${short(row.completion_tokens)}</span>
-        ${row.cost > 0 && html`<span>${dollars(row.cost)}</span>`}
+        <span class="cost">${row.cost > 0 && dollars(row.cost)}</span>
       </span>
     </a>
   </li>`;
@@ -57,7 +57,7 @@ export function Calls({ rows, chosen, more, problem }) {
     ${problem && html`<p class="problem" role="alert">${problem} Trying again.</p>`}
     ${rows?.length > 0 && html`<${Strip} rows=${rows} chosen=${chosen} />`}
     ${rows?.length === 0 && html`<div class="empty"><p>No calls yet.</p><p>Ask something in the chat, or point an OpenAI client at <code>${location.origin}/v1</code>.</p></div>`}
-    <ol>${rows?.map((row) => html`<${Row} key=${row.id} row=${row} chosen=${row.id === chosen} />`)}</ol>
+    <ol>${rows?.map((row) => html`<${Row} key=${`${row.started_at} ${row.id}`} row=${row} chosen=${row.id === chosen} />`)}</ol>
     ${more && html`<button class="more" disabled=${busy} onClick=${older}>Older calls</button>`}
   </section>`;
 }

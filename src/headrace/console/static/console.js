@@ -26,6 +26,9 @@ function usePlace() {
   return where;
 }
 
+// An id may come from a caller, who may use it twice.
+const same = (one, other) => one.id === other.id && one.started_at === other.started_at;
+
 // The calls: a first page, then each new one as it comes.
 function useCalls() {
   const [rows, setRows] = useState(null);
@@ -36,7 +39,7 @@ function useCalls() {
     let end = () => {};
     let gone = false;
     const add = (row) =>
-      setRows((known) => (known.some((r) => r.id === row.id) ? known : [{ ...row, fresh: true }, ...known].slice(0, MOST_ROWS)));
+      setRows((known) => (known.some((r) => same(r, row)) ? known : [{ ...row, fresh: true }, ...known].slice(0, MOST_ROWS)));
     const begin = () =>
       api.calls().then(
         (page) => {
@@ -61,7 +64,7 @@ function useCalls() {
   }, []);
   const more = useCallback(async () => {
     const page = await api.calls(older);
-    setRows((known) => [...known, ...page.calls.filter((row) => !known.some((r) => r.id === row.id))]);
+    setRows((known) => [...known, ...page.calls.filter((row) => !known.some((r) => same(r, row)))]);
     setOlder(page.next);
   }, [older]);
   return { rows, live, problem, more: older ? more : null };

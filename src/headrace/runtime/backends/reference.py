@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import singledispatchmethod
+from itertools import pairwise
 
 import numpy as np
 
+from ..models.architecture import Activation, Rope
 from ..models.program import (
+    EVERYTHING,
+    Activate,
+    AddEmbedding,
     Attention,
     Embed,
     GateMultiply,
     Linear,
     Logits,
+    MixExperts,
     Norm,
+    NormHeads,
+    Pool,
     Program,
+    Result,
     RotateAndWrite,
 )
 from ..sampling import sample
 from ..weights.tensor import Tensor
-from .base import Batch, Float32, KVLayout, Sampled
+from .base import Batch, Float32, Int32, KVLayout, Sampled
+
+SUPPORTS = EVERYTHING
 
 
 class ReferenceBackend:
@@ -68,15 +80,27 @@ class ReferenceBackend:
 
     @execute.register
     def embed(self, op: Embed, batch: Batch) -> None:
-        self.buffers[op.out] = self.weights[op.table][batch.tokens]
+        self.buffers[op.out] = self.weights[op.table][batch.tokens] * np.float32(op.scale)
+
+    @execute.register
+    def add_embedding(self, op: AddEmbedding, batch: Batch) -> None:
+        index = batch.positions if op.index == "position" else batch.types
+        if index is None:
+            index = np.zeros_like(batch.tokens)
+        self.buffers[op.out] = self.buffers[op.out] + self.weights[op.table][index + op.offset]
 
     @execute.register
     def norm(self, op: Norm, batch: Batch) -> None:
         residual = self.buffers[op.residual]
         if op.add is not None:
-            residual = self.buffers[op.residual] = residual + self.buffers[op.add]
-        scale = 1 / np.sqrt(np.mean(residual**2, axis=1, keepdims=True) + np.float32(op.epsilon))
-        self.buffers[op.out] = residual * scale * self.weights[op.weight][0]
+            added = self.buffers[op.add] * np.float32(op.add_scale)
+            residual = self.buffers[op.residual] = residual + added
+        if op.kind == "layer":
+            residual = residual - residual.mean(axis=1, keepdims=True)
+        out = rms_norm(residual, op.epsilon) * self.weights[op.weight][0]
+        if op.bias is not None:
+            out += self.weights[op.bias][0]
+        self.buffers[op.out] = self.buffers[op.out] + out if op.accumulate else out
 
     @execute.register
     def linear(self, op: Linear, batch: Batch) -> None:
@@ -86,20 +110,21 @@ class ReferenceBackend:
         self.buffers[op.out] = out
 
     @execute.register
+    def norm_heads(self, op: NormHeads, batch: Batch) -> None:
+        qkv = self.buffers[op.qkv]
+        first = 0
+        for weight, heads in ((op.query, op.heads), (op.key, op.kv_heads)):
+            last = first + heads * op.head_size
+            part = qkv[:, first:last].reshape(len(qkv), 1 if op.whole else heads, -1)
+            normed = rms_norm(part, op.epsilon) * self.weights[weight][0]
+            qkv[:, first:last] = normed.reshape(len(qkv), -1)
+            first = last
+
+    @execute.register
     def rotate_and_write(self, op: RotateAndWrite, batch: Batch) -> None:
         rotated_heads = op.heads + op.kv_heads
         qkv = self.buffers[op.qkv].reshape(-1, rotated_heads + op.kv_heads, op.head_size)
-        angles = batch.positions[:, None] * np.array(op.rope.frequencies)
-        cosine = np.cos(angles)[:, None].astype(np.float32)
-        sine = np.sin(angles)[:, None].astype(np.float32)
-        pairs = len(op.rope.frequencies)
-        both = qkv[:, :rotated_heads, : 2 * pairs]
-        if op.rope.interleaved:
-            first, second = both[..., 0::2], both[..., 1::2]
-        else:
-            first, second = both[..., :pairs], both[..., pairs:]
-        turned = first * cosine - second * sine, first * sine + second * cosine
-        first[...], second[...] = turned
+        rotate(qkv[:, :rotated_heads], batch.positions, op.rope)
         self.keys[op.layer, batch.slots] = qkv[:, op.heads : rotated_heads]
         self.values[op.layer, batch.slots] = qkv[:, rotated_heads:]
 
@@ -109,6 +134,7 @@ class ReferenceBackend:
         group = op.heads // op.kv_heads
         out = np.empty((len(rows), op.heads, op.head_size), np.float32)
         offsets = np.arange(self.kv.block_size)
+        sinks = None if op.sinks is None else self.weights[op.sinks].reshape(-1, 1, 1)
         for index, length in enumerate(batch.context_lengths):
             first, last = batch.row_starts[index : index + 2]
             table = batch.block_tables[index, : -(-length // self.kv.block_size)]
@@ -116,22 +142,146 @@ class ReferenceBackend:
             keys = np.repeat(self.keys[op.layer, slots], group, axis=1)
             values = np.repeat(self.values[op.layer, slots], group, axis=1)
             scores = np.einsum("qhd,khd->hqk", rows[first:last, : op.heads], keys) * op.scale
-            visible = np.arange(length)[None] <= batch.positions[first:last, None]
-            scores = np.where(visible, scores, -np.inf)
-            scores = np.exp(scores - scores.max(axis=2, keepdims=True))
-            scores /= scores.sum(axis=2, keepdims=True)
-            out[first:last] = np.einsum("hqk,khd->qhd", scores, values)
+            if op.cap:
+                scores = op.cap * np.tanh(scores / op.cap)
+            distance = batch.positions[first:last, None] - np.arange(length)[None]
+            visible = distance >= 0 if op.causal else np.ones_like(distance, np.bool_)
+            if op.window:
+                visible &= np.abs(distance) < op.window
+            out[first:last] = attend(np.where(visible, scores, -np.inf), values, sinks)
         self.buffers[op.out] = out.reshape(len(rows), -1)
 
     @execute.register
     def gate_multiply(self, op: GateMultiply, batch: Batch) -> None:
-        gate, up = np.split(self.buffers[op.source], 2, axis=1)
-        # below -88 exp overflows float32; silu is 0 there to the last digit
-        self.buffers[op.out] = gate / (1 + np.exp(-np.maximum(gate, -88))) * up
+        self.buffers[op.out] = gate(self.buffers[op.source], op.activation)
+
+    @execute.register
+    def activate(self, op: Activate, batch: Batch) -> None:
+        self.buffers[op.out] = ACTIVATIONS[op.activation](self.buffers[op.source])
+
+    @execute.register
+    def mix_experts(self, op: MixExperts, batch: Batch) -> None:
+        source = self.buffers[op.source]
+        scores = source @ self.weights[op.router].T
+        if op.router_bias is not None:
+            scores += self.weights[op.router_bias][0]
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores /= scores.sum(axis=1, keepdims=True)
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, : op.chosen]
+        shares = np.take_along_axis(scores, chosen, axis=1)
+        if op.normalized:
+            shares /= shares.sum(axis=1, keepdims=True)
+        out = np.zeros((len(source), len(self.weights[op.down[0]])), np.float32)
+        for expert in np.unique(chosen):
+            rows, place = np.nonzero(chosen == expert)
+            parts = [
+                self.project(source[rows], expert, names, biases)
+                for names, biases in ((op.gate, op.gate_bias), (op.up, op.up_bias))
+            ]
+            gated = gate(np.concatenate(parts, axis=1), op.activation)
+            down = self.project(gated, expert, op.down, op.down_bias)
+            out[rows] += down * shares[rows, place, None]
+        self.buffers[op.out] = out
+
+    def project(
+        self, rows: Float32, expert: int, weights: tuple[str, ...], biases: tuple[str, ...]
+    ) -> Float32:
+        """One expert's linear."""
+        out: Float32 = rows @ self.weights[weights[expert]].T
+        return out + self.weights[biases[expert]][0] if biases else out
+
+    @execute.register
+    def pool(self, op: Pool, batch: Batch) -> None:
+        source, starts = self.buffers[op.source], batch.row_starts
+        if op.pooling == "mean":
+            parts = [source[first:last].mean(axis=0) for first, last in pairwise(starts)]
+            self.buffers[op.out] = np.stack(parts)
+        else:
+            self.buffers[op.out] = source[starts[:-1] if op.pooling == "first" else starts[1:] - 1]
 
     @execute.register
     def project_to_logits(self, op: Logits, batch: Batch) -> None:
-        self.result = self.buffers[op.source][batch.sampled_rows] @ self.weights[op.weight].T
+        logits = self.buffers[op.source][batch.sampled_rows] @ self.weights[op.weight].T
+        logits *= np.float32(op.scale)
+        self.result = op.cap * np.tanh(logits / op.cap) if op.cap else logits
+
+    @execute.register
+    def give(self, op: Result, batch: Batch) -> None:
+        self.result = self.buffers[op.source]
+
+
+def rms_norm(values: Float32, epsilon: float) -> Float32:
+    """Values over the root of the mean of their squares, along the last axis."""
+    scaled: Float32 = values / np.sqrt(
+        np.mean(values**2, axis=-1, keepdims=True) + np.float32(epsilon)
+    )
+    return scaled
+
+
+def rotate(heads: Float32, positions: Int32, rope: Rope) -> None:
+    """Turn [rows, heads, head_size] in place by each row's position."""
+    angles = positions[:, None] * np.array(rope.frequencies)
+    cosine = (np.cos(angles) * rope.scale)[:, None].astype(np.float32)
+    sine = (np.sin(angles) * rope.scale)[:, None].astype(np.float32)
+    pairs = len(rope.frequencies)
+    both = heads[..., : 2 * pairs]
+    if rope.interleaved:
+        first, second = both[..., 0::2], both[..., 1::2]
+    else:
+        first, second = both[..., :pairs], both[..., pairs:]
+    turned = first * cosine - second * sine, first * sine + second * cosine
+    first[...], second[...] = turned
+
+
+def attend(scores: Float32, values: Float32, sinks: Float32 | None) -> Float32:
+    """Softmax of scores [heads, queries, keys] over values [keys, heads, size], with sinks."""
+    highest = scores.max(axis=2, keepdims=True)
+    if sinks is not None:
+        highest = np.maximum(highest, sinks)
+    scores = np.exp(scores - highest)
+    total = scores.sum(axis=2, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks - highest)
+    attended: Float32 = np.einsum("hqk,khd->qhd", scores / total, values)
+    return attended
+
+
+def gate(source: Float32, activation: Activation) -> Float32:
+    """activation(left half) · right half."""
+    left, right = np.split(source, 2, axis=1)
+    if activation == "clamped_silu":
+        left, right = np.minimum(left, 7), np.clip(right, -7, 7) + 1
+        return left * sigmoid(np.float32(1.702) * left) * right
+    return ACTIVATIONS[activation](left) * right
+
+
+def sigmoid(values: Float32) -> Float32:
+    """1 / (1 + exp(-x)); below -88 exp overflows float32, and the result is 0 to the last digit."""
+    found: Float32 = (1 / (1 + np.exp(-np.maximum(values, -88)))).astype(np.float32)
+    return found
+
+
+def gelu(values: Float32) -> Float32:
+    """X · P(X < x) of a standard normal X, exactly (arXiv 1606.08415)."""
+    found: Float32 = values * (0.5 + 0.5 * ERF(values / math.sqrt(2)).astype(np.float32))
+    return found
+
+
+def gelu_tanh(values: Float32) -> Float32:
+    """The approximation of gelu by tanh, of the same paper."""
+    inner = math.sqrt(2 / math.pi) * (values + 0.044715 * values**3)
+    found: Float32 = 0.5 * values * (1 + np.tanh(inner))
+    return found
+
+
+ERF = np.frompyfunc(math.erf, 1, 1)
+ACTIVATIONS: Mapping[str, Callable[[Float32], Float32]] = {
+    "silu": lambda values: values * sigmoid(values),
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": lambda values: np.maximum(values, 0),
+    "tanh": np.tanh,
+}
 
 
 def load(

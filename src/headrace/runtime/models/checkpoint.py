@@ -17,12 +17,20 @@ from ..text.tokenizer import (
     vocabulary_from_directory,
     vocabulary_from_gguf,
 )
-from ..weights.gguf import WeightsError, read_gguf
+from ..weights.gguf import GGUF, WeightsError, read_gguf
 from ..weights.safetensors import read_directory
 from ..weights.tensor import Tensor
 from .architecture import Architecture
-from .description import from_config, from_gguf
-from .naming import GGUF_NAMES, HUGGING_FACE_NAMES, canonical
+from .description import family_from_gguf, from_gguf
+from .families import family_of, from_config, weights_of
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model computes: its architecture, and its weights in canonical names."""
+
+    architecture: Architecture
+    weights: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +51,16 @@ class Checkpoint:
         return counts
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, served: int = 0) -> Checkpoint:
     """Read a GGUF file or a Hugging Face directory.
+
+    `served` is the longest sequence that will be asked for; 0: as long as the model was trained
+    for. Only longrope's choice between two sets of frequencies depends on it.
 
     Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
     """
     try:
-        checkpoint = from_directory(path) if path.is_dir() else from_file(path)
-        check_shapes(checkpoint.architecture, checkpoint.weights)
+        checkpoint = from_directory(path, served) if path.is_dir() else from_file(path, served)
     except WeightsError:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -59,50 +69,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def check_shapes(model: Architecture, weights: Mapping[str, Tensor]) -> None:
-    """Raise WeightsError on a weight that is missing or is not the shape the model says."""
-    if model.layers > len(weights):
-        raise WeightsError(f"{model.layers} layers, but only {len(weights)} weights")
-    queries, keys = model.heads * model.head_size, model.kv_heads * model.head_size
-    if model.heads % model.kv_heads:
-        raise WeightsError(f"{model.heads} heads do not share {model.kv_heads} key/value heads")
-    if len(model.rope.frequencies) * 2 > model.head_size:
-        raise WeightsError("RoPE turns more values than a head has")
-    in_layer = {
-        "attention.norm": (1, model.width),
-        "attention.query": (queries, model.width),
-        "attention.key": (keys, model.width),
-        "attention.value": (keys, model.width),
-        "attention.output": (model.width, queries),
-        "mlp.norm": (1, model.width),
-        "mlp.gate": (model.gate_width, model.width),
-        "mlp.up": (model.gate_width, model.width),
-        "mlp.down": (model.width, model.gate_width),
-    }
-    if model.attention_bias:
-        in_layer["attention.query.bias"] = (1, queries)
-        in_layer["attention.key.bias"] = in_layer["attention.value.bias"] = (1, keys)
-    expected = {
-        f"layers.{layer}.{name}": shape
-        for layer in range(model.layers)
-        for name, shape in in_layer.items()
-    }
-    expected |= {"embedding": (model.vocabulary, model.width), "norm": (1, model.width)}
-    if not model.tied_embeddings:
-        expected["output"] = (model.vocabulary, model.width)
-    for name, shape in expected.items():
-        tensor = weights.get(name)
-        if tensor is None:
-            raise WeightsError(f"the weight {name} is missing")
-        if (tensor.rows, tensor.columns) != shape:
-            raise WeightsError(f"the weight {name} is {(tensor.rows, tensor.columns)}, not {shape}")
-    if extra := sorted(weights.keys() - expected.keys()):
-        raise WeightsError(f"the model does not use the weight {extra[0]}")
+def describe_file(file: GGUF, served: int = 0) -> Description:
+    """Architecture and weights of a GGUF file. Raises as `describe_directory`."""
+    model = from_gguf(file, served)
+    return Description(model, weights_of(family_from_gguf(file), model, file.tensors))
 
 
-def from_file(path: Path) -> Checkpoint:
+def from_file(path: Path, served: int) -> Checkpoint:
     """Read a GGUF file."""
     file = read_gguf(path)
+    described = describe_file(file, served)
     about = file.metadata
     tokens = about.get("tokenizer.ggml.tokens") or []
 
@@ -111,26 +87,33 @@ def from_file(path: Path) -> Checkpoint:
         return tokens[index] if index is not None and index < len(tokens) else ""
 
     return Checkpoint(
-        architecture=from_gguf(file),
-        weights=canonical(file.tensors, GGUF_NAMES),
+        architecture=described.architecture,
+        weights=described.weights,
         vocabulary=vocabulary_from_gguf(about),
         template=compile_template(about.get("tokenizer.chat_template"), token("bos"), token("eos")),
     )
 
 
-def from_directory(path: Path) -> Checkpoint:
-    """Read a Hugging Face directory: config.json, *.safetensors, tokenizer.json and companions."""
+def describe_directory(path: Path, served: int = 0) -> Description:
+    """Architecture and weights of a Hugging Face directory: config.json, *.safetensors.
+
+    Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
+    """
+    config = read_json(path / "config.json")
+    model = from_config(config, served)
+    return Description(model, weights_of(family_of(config), model, read_directory(path)))
+
+
+def from_directory(path: Path, served: int) -> Checkpoint:
+    """Read a Hugging Face directory: the model, tokenizer.json and companions."""
     about = read_json(path / "tokenizer_config.json")
     beside = path / "chat_template.jinja"
     source = beside.read_text() if beside.exists() else about.get("chat_template")
-    weights = canonical(read_directory(path), HUGGING_FACE_NAMES)
-    architecture = from_config(read_json(path / "config.json"))
-    if architecture.tied_embeddings:
-        weights.pop("output", None)
+    described = describe_directory(path, served)
     bos, eos = (token_text(about.get(f"{name}_token")) or "" for name in ("bos", "eos"))
     return Checkpoint(
-        architecture=architecture,
-        weights=weights,
+        architecture=described.architecture,
+        weights=described.weights,
         vocabulary=vocabulary_from_directory(path),
         template=compile_template(source, bos, eos),
     )

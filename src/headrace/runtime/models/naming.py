@@ -1,69 +1,189 @@
-"""Canonical weight names from those of each file format, for the Llama family.
+"""Canonical weight names from those of each file format.
 
 Canonical: "embedding", "norm", "output", and per layer "layers.N.attention.query" and so on, as
-`models.program` uses them.
+`models.shapes` lists them. A table says what each name of a file stands for: a canonical name, or
+several, whose rows lie in the tensor one after the other. `*` stands for an expert's number; where
+only the canonical names have it, the tensor holds all experts in order.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import count
+
+import numpy as np
 
 from ..weights.gguf import WeightsError
-from ..weights.tensor import Tensor
+from ..weights.tensor import FORMATS, Tensor
+from .shapes import Shapes
 
-GGUF_NAMES = {
-    "token_embd.weight": "embedding",
-    "output_norm.weight": "norm",
-    "output.weight": "output",
-    "attn_norm.weight": "attention.norm",
-    "attn_q.weight": "attention.query",
-    "attn_k.weight": "attention.key",
-    "attn_v.weight": "attention.value",
-    "attn_q.bias": "attention.query.bias",
-    "attn_k.bias": "attention.key.bias",
-    "attn_v.bias": "attention.value.bias",
-    "attn_output.weight": "attention.output",
-    "ffn_norm.weight": "mlp.norm",
-    "ffn_gate.weight": "mlp.gate",
-    "ffn_up.weight": "mlp.up",
-    "ffn_down.weight": "mlp.down",
+Names = Mapping[str, str | tuple[str, ...]]
+
+
+def with_biases(names: Names) -> Names:
+    """The table, with a `.bias` beside every `.weight`."""
+    found = dict(names)
+    for name, target in names.items():
+        if name.endswith(".weight"):
+            targets = (target,) if isinstance(target, str) else target
+            biases = tuple(f"{one}.bias" for one in targets)
+            found[f"{name.removesuffix('weight')}bias"] = biases
+    return found
+
+
+LLAMA = with_biases(
+    {
+        "embed_tokens.weight": "embedding",
+        "norm.weight": "norm",
+        "lm_head.weight": "output",
+        "input_layernorm.weight": "attention.norm",
+        "self_attn.q_proj.weight": "attention.query",
+        "self_attn.k_proj.weight": "attention.key",
+        "self_attn.v_proj.weight": "attention.value",
+        "self_attn.q_norm.weight": "attention.query.norm",
+        "self_attn.k_norm.weight": "attention.key.norm",
+        "self_attn.o_proj.weight": "attention.output",
+        "post_attention_layernorm.weight": "mlp.norm",
+        "mlp.gate_proj.weight": "mlp.gate",
+        "mlp.up_proj.weight": "mlp.up",
+        "mlp.down_proj.weight": "mlp.down",
+    }
+)
+PHI3: Names = {
+    **LLAMA,
+    "self_attn.qkv_proj.weight": ("attention.query", "attention.key", "attention.value"),
+    "mlp.gate_up_proj.weight": ("mlp.gate", "mlp.up"),
 }
-HUGGING_FACE_NAMES = {
-    "model.embed_tokens.weight": "embedding",
-    "model.norm.weight": "norm",
-    "lm_head.weight": "output",
-    "input_layernorm.weight": "attention.norm",
-    "self_attn.q_proj.weight": "attention.query",
-    "self_attn.k_proj.weight": "attention.key",
-    "self_attn.v_proj.weight": "attention.value",
-    "self_attn.q_proj.bias": "attention.query.bias",
-    "self_attn.k_proj.bias": "attention.key.bias",
-    "self_attn.v_proj.bias": "attention.value.bias",
-    "self_attn.o_proj.weight": "attention.output",
-    "post_attention_layernorm.weight": "mlp.norm",
-    "mlp.gate_proj.weight": "mlp.gate",
-    "mlp.up_proj.weight": "mlp.up",
-    "mlp.down_proj.weight": "mlp.down",
+SANDWICH: Names = {
+    **LLAMA,
+    "post_attention_layernorm.weight": "attention.post_norm",
+    "pre_feedforward_layernorm.weight": "mlp.norm",
+    "post_feedforward_layernorm.weight": "mlp.post_norm",
 }
-# Not weights of the program: RoPE divisors are part of the architecture description, and old
-# checkpoints store the RoPE frequencies that everyone computes.
-IGNORED = re.compile(r"rope_freqs\.weight$|rotary_emb\.inv_freq$")
-IN_LAYER = re.compile(r"(?:blk|model\.layers)\.(\d+)\.(.+)")
+EXPERTS: Names = {
+    **LLAMA,
+    "mlp.gate.weight": "mlp.router",
+    "mlp.experts.*.gate_proj.weight": "mlp.experts.*.gate",
+    "mlp.experts.*.up_proj.weight": "mlp.experts.*.up",
+    "mlp.experts.*.down_proj.weight": "mlp.experts.*.down",
+    "mlp.experts.gate_up_proj": ("mlp.experts.*.gate", "mlp.experts.*.up"),
+    "mlp.experts.down_proj": ("mlp.experts.*.down",),
+}
+MIXTRAL: Names = {
+    **EXPERTS,
+    "block_sparse_moe.gate.weight": "mlp.router",
+    "block_sparse_moe.experts.*.w1.weight": "mlp.experts.*.gate",
+    "block_sparse_moe.experts.*.w3.weight": "mlp.experts.*.up",
+    "block_sparse_moe.experts.*.w2.weight": "mlp.experts.*.down",
+}
+GPT_OSS: Names = {  # the experts themselves are unpacked before (`models.unpacking`)
+    **LLAMA,
+    "self_attn.sinks": "attention.sinks",
+    "mlp.router.weight": "mlp.router",
+    "mlp.router.bias": "mlp.router.bias",
+    "mlp.experts.*.gate": "mlp.experts.*.gate",
+    "mlp.experts.*.up": "mlp.experts.*.up",
+    "mlp.experts.*.down": "mlp.experts.*.down",
+    "mlp.experts.gate_bias": ("mlp.experts.*.gate.bias",),
+    "mlp.experts.up_bias": ("mlp.experts.*.up.bias",),
+    "mlp.experts.down_proj_bias": ("mlp.experts.*.down.bias",),
+}
+GGUF_LLAMA = with_biases(
+    {
+        "token_embd.weight": "embedding",
+        "output_norm.weight": "norm",
+        "output.weight": "output",
+        "attn_norm.weight": "attention.norm",
+        "attn_q.weight": "attention.query",
+        "attn_k.weight": "attention.key",
+        "attn_v.weight": "attention.value",
+        "attn_output.weight": "attention.output",
+        "attn_q_norm.weight": "attention.query.norm",
+        "attn_k_norm.weight": "attention.key.norm",
+        "ffn_norm.weight": "mlp.norm",
+        "ffn_gate.weight": "mlp.gate",
+        "ffn_up.weight": "mlp.up",
+        "ffn_down.weight": "mlp.down",
+        "post_attention_norm.weight": "attention.post_norm",
+        "post_ffw_norm.weight": "mlp.post_norm",
+        "ffn_gate_inp.weight": "mlp.router",
+        "ffn_gate_exps.weight": ("mlp.experts.*.gate",),
+        "ffn_up_exps.weight": ("mlp.experts.*.up",),
+        "ffn_down_exps.weight": ("mlp.experts.*.down",),
+    }
+)
+GGUF_PHI3: Names = {
+    **GGUF_LLAMA,
+    "attn_qkv.weight": ("attention.query", "attention.key", "attention.value"),
+    "ffn_up.weight": ("mlp.gate", "mlp.up"),
+}
+# Not weights of the program: RoPE divisors are part of the architecture description, old
+# checkpoints store what everyone computes.
+IGNORED = re.compile(r"rope_f\w+\.weight|.*(rotary_emb\.inv_freq|position_ids)")
+IN_LAYER = re.compile(r"(?:blk|(?:encoder\.)?layers?)\.(\d+)\.(.+)")
+BASE = re.compile(r"(?:model|bert|roberta)\.")  # what a model with a head calls the model proper
+EXPERT = re.compile(r"(?<=experts\.)\d+")
 
 
-def canonical(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename a file's tensors. Raises WeightsError on a tensor that no table knows.
+def canonical(tensors: Mapping[str, Tensor], names: Names, shapes: Shapes) -> dict[str, Tensor]:
+    """Rename a file's tensors, and take those apart that hold several weights.
 
-    A weight left over would mean a model that is computed wrongly, so it is refused.
+    Raises WeightsError on a tensor that no table knows: one left over would mean a model that is
+    computed wrongly.
     """
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if IGNORED.search(name):
+        plain = BASE.sub("", name, count=1) if BASE.match(name) else name
+        if IGNORED.fullmatch(plain):
             continue
-        layer = IN_LAYER.fullmatch(name)
-        known = names.get(layer[2] if layer else name)
-        if known is None:
-            raise WeightsError(f"tensor {name} is not part of a Llama-family model")
-        renamed[f"layers.{layer[1]}.{known}" if layer else known] = tensor
+        layer = IN_LAYER.fullmatch(plain)
+        inner = layer[2] if layer else plain
+        expert = EXPERT.search(inner)
+        target = names.get(EXPERT.sub("*", inner))
+        if target is None:
+            raise WeightsError(f"tensor {name} is not known in this architecture")
+        prefix = f"layers.{layer[1]}." if layer else ""
+        if isinstance(target, str):
+            renamed[prefix + target.replace("*", expert[0] if expert else "*")] = tensor
+        else:
+            wanted = [prefix + one for one in target]
+            if "*" in wanted[0]:
+                wanted = per_expert(wanted, shapes)
+            renamed |= split(name, tensor, wanted, shapes)
     return renamed
+
+
+def per_expert(names: list[str], shapes: Shapes) -> list[str]:
+    """The names for every expert that the model has, an expert's own beside each other."""
+    found: list[str] = []
+    for expert in count():
+        own = [name.replace("*", str(expert)) for name in names]
+        if own[0] not in shapes:
+            break
+        found += own
+    return found
+
+
+def split(name: str, tensor: Tensor, parts: list[str], shapes: Shapes) -> dict[str, Tensor]:
+    """Views of the rows of a tensor; of a vector, of its values."""
+    sizes = [shapes[part] for part in parts if part in shapes]
+    if len(sizes) != len(parts):
+        raise WeightsError(f"the model has no weights for tensor {name}")
+    along = tensor.rows == 1 and all(rows == 1 for rows, _ in sizes) and len(sizes) > 1
+    counts = [columns if along else rows for rows, columns in sizes]
+    if sum(counts) != (tensor.columns if along else tensor.rows):
+        raise WeightsError(f"tensor {name} has {tensor.rows} rows, its parts {sum(counts)}")
+    values, size = FORMATS[tensor.format]
+    if along and any(one % values for one in counts):
+        raise WeightsError(f"tensor {name} cannot be taken apart in format {tensor.format}")
+    ends = np.cumsum(counts).tolist()
+    found = {}
+    for part, size_of, end in zip(parts, counts, ends, strict=True):
+        if along:
+            data = tensor.data[:, (end - size_of) // values * size : end // values * size]
+            found[part] = Tensor(tensor.format, 1, size_of, np.ascontiguousarray(data))
+        else:
+            data = tensor.data[end - size_of : end]
+            found[part] = Tensor(tensor.format, size_of, tensor.columns, data)
+    return found

@@ -30,6 +30,8 @@ class Case:
     block_size: int
     steps: list[list[int]]
     seed: int
+    window: int = 0
+    cap: float = 0.0
 
 
 @st.composite
@@ -50,6 +52,8 @@ def cases(draw: st.DrawFn) -> Case:
         block_size=draw(st.sampled_from([1, 8, 16, 32, 40])),
         steps=[step for step in steps if any(step)],
         seed=draw(st.integers(0, 1000)),
+        window=draw(st.sampled_from([0, 0, 1, 5, 33])),
+        cap=draw(st.sampled_from([0.0, 0.0, 2.0])),
     )
 
 
@@ -74,7 +78,9 @@ def both(case: Case, level: str, precise: bool) -> tuple[list[Float32], list[Flo
     """What the CPU backend and the reference say of a case."""
     frequencies = tuple(float(value) for value in 10_000.0 ** -np.linspace(0, 1, case.rotated))
     rope = Rope(frequencies, case.interleaved)
-    made, weights = attention_program(case.heads, case.kv_heads, case.head_size, rope)
+    made, weights = attention_program(
+        case.heads, case.kv_heads, case.head_size, rope, case.window, case.cap
+    )
     random = np.random.default_rng(case.seed)
     weights["table"] = tensor(random.standard_normal((TOKENS, made.buffers["qkv"]), np.float32))
     longest = max((sum(rows) for rows in zip(*case.steps, strict=True)), default=1)
@@ -102,8 +108,10 @@ def test_float16_cache_stays_near_the_reference(case: Case, level: str) -> None:
 
 
 @pytest.mark.parametrize("level", levels())
-def test_long_context_decodes_like_the_reference(level: str) -> None:
-    case = Case(6, 2, 64, 32, False, 32, [[500, 260], [1, 1], [1, 0], [1, 1]], 7)
+@pytest.mark.parametrize("window", [0, 100])
+def test_long_context_decodes_like_the_reference(level: str, window: int) -> None:
+    steps = [[700, 260], [1, 1], [1, 0], [1, 1]]
+    case = Case(6, 2, 64, 32, False, 32, steps, 7, window)
     for actual, expected in zip(*both(case, level, precise=True), strict=True):
         np.testing.assert_allclose(actual, expected, atol=2e-5)
 

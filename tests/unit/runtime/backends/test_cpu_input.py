@@ -16,7 +16,17 @@ from headrace.runtime.backends.base import Batch, KVLayout
 from headrace.runtime.backends.cpu import CPUBackend
 from headrace.runtime.backends.cpu._native import levels
 from headrace.runtime.models.architecture import Rope
-from headrace.runtime.models.program import Embed, GateMultiply, Linear, Logits, Norm, Op
+from headrace.runtime.models.program import (
+    Activate,
+    Embed,
+    GateMultiply,
+    Linear,
+    Logits,
+    Norm,
+    Op,
+    Pool,
+    UnsupportedProgram,
+)
 from headrace.runtime.weights.tensor import Tensor
 from tests.fakes.programs import (
     attention_program,
@@ -194,17 +204,19 @@ def test_a_weight_whose_bytes_do_not_fit_is_refused(weight: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_is_told_to_load_again(backend: CPUBackend) -> None:
-    """A fork copies no threads; a child that ran would wait for ever."""
+def test_a_forked_child_is_told_to_load_again_and_ends(backend: CPUBackend) -> None:
+    """A fork copies no threads; a child that ran, or joined them at its end, would hang."""
     child = os.fork()
     if child == 0:
         try:
             backend.run(good())
         except RuntimeError:
+            backend.close()
             os._exit(0)
         os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+    assert len(backend.run(good()).tokens) == 4
 
 
 def test_calls_from_several_threads_take_turns(backend: CPUBackend) -> None:
@@ -229,3 +241,18 @@ def test_an_idle_backend_uses_no_processor_time(backend: CPUBackend) -> None:
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.05
+
+
+@pytest.mark.parametrize(
+    ("op", "lacking"),
+    [
+        (Pool("x", "x", "mean"), "Pool"),
+        (Norm("x", "x", "flat", 1e-5, kind="layer"), "Norm.kind"),
+        (Activate("x", "x", "gelu"), "Activate"),
+        (GateMultiply("x", "y", "clamped_silu"), "clamped_silu"),
+    ],
+)
+def test_what_the_backend_does_not_know_is_never_passed_over(op: Op, lacking: str) -> None:
+    made = program([op, Logits("x", "square")], {"x": 8, "y": 16}, 8)
+    with pytest.raises(UnsupportedProgram, match=lacking):
+        cpu.load(made, {"square": SQUARE, "flat": FLAT}, KV, 1)

@@ -14,13 +14,27 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...models.program import Program
+from ...models.program import BASIC, Program, UnsupportedProgram, demands
 from ...sampling import sample
 from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Sampled
 from ._native import Model
 from .compiler import compile_program
 from .processors import usable_processors
+
+SUPPORTS = BASIC | {
+    "Attention.cap",
+    "Attention.window",
+    "Embed.scale",
+    "GateMultiply.activation",
+    "Logits.cap",
+    "Logits.scale",
+    "Norm.accumulate",
+    "Norm.add_scale",
+    "NormHeads",
+    "NormHeads.whole",
+    "Rope.scale",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +88,10 @@ def load(
 ) -> CPUBackend:
     """Compile `program` over `weights`; `threads` 0 takes all processors allowed.
 
-    Raises ValueError (shapes, formats, level, threads), MemoryError.
+    Raises UnsupportedProgram, ValueError (shapes, formats, level, threads), MemoryError.
     """
+    if lacking := demands(program) - SUPPORTS:
+        raise UnsupportedProgram(f"backend cpu does not know {', '.join(sorted(lacking))}")
     asked = options_from(os.environ) if options is None else options
     count = threads or usable_processors()
     model = Model(program, kv, asked.level, asked.precise, count)

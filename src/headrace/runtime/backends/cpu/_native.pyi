@@ -18,17 +18,44 @@ class Model:
     def buffer(self, width: int) -> int: ...
     def weight(self, format: str, rows: int, columns: int, data: NDArray[np.uint8]) -> int:
         """`data` is uint8 [rows, bytes a row]; it is kept, not copied."""
-    def embed(self, out: int, table: int, /) -> None: ...
+    def embed(self, out: int, table: int, scale: float, /) -> None: ...
     def norm(
-        self, out: int, residual: int, weight: int, epsilon: float, add: int | None
+        self,
+        out: int,
+        residual: int,
+        weight: int,
+        epsilon: float,
+        add: int | None,
+        add_scale: float,
+        accumulate: bool,
     ) -> None: ...
     def linear(self, out: int, source: int, weights: list[int], biases: list[int], /) -> None: ...
-    def rotate_and_write(
-        self, qkv: int, layer: int, heads: int, frequencies: list[float], interleaved: bool, /
+    def norm_heads(
+        self, qkv: int, heads: int, query: int, key: int, epsilon: float, whole: bool, /
     ) -> None: ...
-    def attention(self, out: int, qkv: int, layer: int, heads: int, scale: float, /) -> None: ...
-    def gate_multiply(self, out: int, source: int, /) -> None: ...
-    def project_to_logits(self, source: int, weight: int, /) -> None: ...
+    def rotate_and_write(
+        self,
+        qkv: int,
+        layer: int,
+        heads: int,
+        frequencies: list[float],
+        interleaved: bool,
+        scale: float,
+        /,
+    ) -> None: ...
+    def attention(
+        self,
+        out: int,
+        qkv: int,
+        layer: int,
+        heads: int,
+        scale: float,
+        window: int,
+        cap: float,
+        /,
+    ) -> None: ...
+    def gate_multiply(self, out: int, source: int, activation: str, /) -> None: ...
+    def project_to_logits(self, source: int, weight: int, scale: float, cap: float, /) -> None: ...
     def run(self, batch: Batch) -> tuple[Int32, Float32]:
         """Tokens and log-probabilities, [samples] each. Releases the GIL."""
     def logits(self, batch: Batch) -> Float32:

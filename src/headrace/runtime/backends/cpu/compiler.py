@@ -14,12 +14,16 @@ from ...models.program import (
     Linear,
     Logits,
     Norm,
+    NormHeads,
     Op,
     Program,
     RotateAndWrite,
+    UnsupportedProgram,
 )
 from ...weights.tensor import Tensor
 from ._native import Model
+
+GATES = ("silu", "gelu_tanh")
 
 
 def compile_program(model: Model, program: Program, weights: Mapping[str, Tensor]) -> None:
@@ -57,24 +61,31 @@ def add_op(
     """Add one op."""
     match op:
         case Embed():
-            model.embed(buffer(op.out), weight(op.table))
+            model.embed(buffer(op.out), weight(op.table), op.scale)
         case Norm():
             add = None if op.add is None else buffer(op.add)
             out, residual = buffer(op.out), buffer(op.residual)
-            model.norm(out, residual, weight(op.weight), op.epsilon, add)
+            values = weight(op.weight)
+            model.norm(out, residual, values, op.epsilon, add, op.add_scale, op.accumulate)
         case Linear():
             parts = [weight(name) for name in op.weights]
             biases = [weight(name) for name in op.biases]
             model.linear(buffer(op.out), buffer(op.source), parts, biases)
+        case NormHeads():
+            query, key = weight(op.query), weight(op.key)
+            model.norm_heads(buffer(op.qkv), op.heads, query, key, op.epsilon, op.whole)
         case RotateAndWrite():
             rope = op.rope
-            frequencies = list(rope.frequencies)
-            model.rotate_and_write(
-                buffer(op.qkv), op.layer, op.heads, frequencies, rope.interleaved
-            )
+            frequencies, place = list(rope.frequencies), (buffer(op.qkv), op.layer, op.heads)
+            model.rotate_and_write(*place, frequencies, rope.interleaved, rope.scale)
         case Attention():
-            model.attention(buffer(op.out), buffer(op.qkv), op.layer, op.heads, op.scale)
+            out, qkv, rest = buffer(op.out), buffer(op.qkv), (op.scale, op.window, op.cap)
+            model.attention(out, qkv, op.layer, op.heads, *rest)
         case GateMultiply():
-            model.gate_multiply(buffer(op.out), buffer(op.source))
+            if op.activation not in GATES:
+                raise UnsupportedProgram(f"backend cpu does not know the gate {op.activation}")
+            model.gate_multiply(buffer(op.out), buffer(op.source), op.activation)
         case Logits():
-            model.project_to_logits(buffer(op.source), weight(op.weight))
+            model.project_to_logits(buffer(op.source), weight(op.weight), op.scale, op.cap)
+        case _:
+            raise UnsupportedProgram(f"backend cpu does not know {type(op).__name__}")
