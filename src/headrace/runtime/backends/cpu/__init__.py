@@ -6,6 +6,10 @@ computes with float32 activations and a float32 KV cache. Without it, activation
 quantised weights are rounded to 8 bits a block of 32, and KV is kept as float16: half the memory
 traffic of float32 with three more bits of mantissa than bfloat16; values past 65,504 saturate. The
 portable level is always precise.
+
+What the rounding costs: over 512 tokens of English prose SmolLM2-135M Q4_1 is 0.0044 nats from its
+float32 self on average (KL divergence), 0.037 at most; perplexity 171.14 against 170.97, and the
+most likely token the same at 96%. Greedy answers part where two tokens are that close.
 """
 
 from __future__ import annotations
