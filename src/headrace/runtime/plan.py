@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .backends.base import Batch, SamplingRows
+from .grammar import Grammars
 from .penalties import gather
 from .sampling import uniform
 from .scheduler import Span
 from .sequence import Sequence
+
+if TYPE_CHECKING:
+    from .guidance import Matcher  # an optional part
 
 NOT_SCORED = -1
 
@@ -26,7 +31,7 @@ class Probe:
     target: int = NOT_SCORED
 
 
-def plan_batch(spans: Several[Span], block_size: int) -> Batch:
+def plan_batch(spans: Several[Span], block_size: int, grammars: Grammars) -> Batch:
     """Arrays for the spans of one step, in order. Their sequences hold the blocks they need."""
     counts = np.array([span.count for span in spans], np.int32)
     row_starts = np.zeros(len(spans) + 1, np.int32)
@@ -56,7 +61,7 @@ def plan_batch(spans: Several[Span], block_size: int) -> Batch:
         context_lengths=np.array([span.sequence.computed for span in spans], np.int32) + counts,
         block_tables=tables,
         sampled_rows=np.array([probe.row for probe in wanted], np.int32),
-        sampling=sampling_rows(wanted),
+        sampling=sampling_rows(wanted, grammars),
     )
 
 
@@ -69,7 +74,7 @@ def probes(span: Span, first: int) -> Iterator[Probe]:
         yield Probe(first + span.count - 1, sequence)
 
 
-def sampling_rows(wanted: Several[Probe]) -> SamplingRows:
+def sampling_rows(wanted: Several[Probe], grammars: Grammars) -> SamplingRows:
     """How the token of each wanted row is chosen."""
     asked = [probe.sequence.sampling for probe in wanted]
     return SamplingRows(
@@ -83,6 +88,7 @@ def sampling_rows(wanted: Several[Probe]) -> SamplingRows:
         target=np.array([probe.target for probe in wanted], np.int32),
         ranked=max((ranked(probe) for probe in wanted), default=0),
         edits=gather([edits(probe) for probe in wanted]),
+        masks=grammars.masks([matcher(probe) for probe in wanted]),
     )
 
 
@@ -90,6 +96,11 @@ def ranked(probe: Probe) -> int:
     """How many of the most likely tokens the probe's request wants to see."""
     asked = probe.sequence.sampling
     return (asked.logprobs if probe.target == NOT_SCORED else asked.prompt_logprobs) or 0
+
+
+def matcher(probe: Probe) -> Matcher | None:
+    """What says which tokens the probe may choose, where its request has a grammar."""
+    return probe.sequence.matcher if probe.target == NOT_SCORED else None
 
 
 def edits(probe: Probe) -> tuple[list[int], list[float], list[float]] | None:

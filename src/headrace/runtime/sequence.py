@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .kvcache import BlockTable
 from .penalties import TokenCounts
 from .request import SamplingParameters, TokenLogprob
 from .text.detokenizer import Detokenizer, StopStrings
+
+if TYPE_CHECKING:
+    from .guidance import Matcher  # an optional part
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +29,7 @@ class Sequence:
     detokenizer: Detokenizer
     stops: StopStrings
     counts: TokenCounts | None  # where the request's logits are edited
+    matcher: Matcher | None  # where the request has a grammar
     arrived: float  # seconds, the engine's clock; so are the two below
     started: float | None = None
     first_token: float | None = None
