@@ -15,7 +15,8 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 
@@ -41,6 +42,7 @@ from .request import (
 )
 from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
 from .sequence import Sequence
+from .speculation import Speculator
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class EngineOptions:
     kv_tokens: int = 32_768
     block_size: int = 32
     share_prefixes: bool = True
+    speculation: bool = True
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -87,6 +90,7 @@ class Engine:
             backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
         )
         self.scheduler = Scheduler(self.pool, self.limits)
+        self.speculator = Speculator() if options.speculation else None
         self.sequences: dict[str, Sequence] = {}
         self.steps = self.prompt_tokens = self.cached_tokens = 0
         self.generated_tokens = self.cancelled = 0
@@ -144,12 +148,19 @@ class Engine:
 
     def cancel(self, id: str) -> bool:
         """Drop a request and free its KV; False where it is not there (any more)."""
-        sequence = self.sequences.pop(id, None)
+        sequence = self.sequences.get(id)
         if sequence is None:
             return False
-        self.scheduler.remove(sequence)
+        self.forget(sequence)
         self.cancelled += 1
         return True
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a sequence wherever it is known, and free its KV."""
+        del self.sequences[sequence.id]
+        self.scheduler.remove(sequence)
+        if self.speculator is not None:
+            self.speculator.forget(sequence.id)
 
     @property
     def idle(self) -> bool:
@@ -167,6 +178,7 @@ class Engine:
                 span.sequence.started = now
                 self.prompt_tokens += span.sequence.prompt_tokens
                 self.cached_tokens += span.sequence.cached
+        spans = self.speculate(spans)
         batch = plan_batch(spans, self.pool.block_size)
         try:
             sampled = self.backend.run(batch)
@@ -176,7 +188,28 @@ class Engine:
             failed = [span.sequence for span in spans]
             return [Output(one.id, "", finish=self.end(one, "error")) for one in failed]
         self.steps += 1
+        if self.speculator is not None and all(span.decodes for span in spans):
+            self.speculator.measured(len(batch.tokens), self.clock() - now)
         return self.collect(spans, sampled)
+
+    def speculate(self, spans: list[Span]) -> list[Span]:
+        """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""
+        if self.speculator is None or self.scheduler.waiting:
+            return spans
+        if not all(span.decodes for span in spans):
+            return spans
+        room = self.limits.batch_tokens - len(spans)
+        drafts = self.speculator.drafts([span.sequence for span in spans], room)
+        return [
+            replace(span, drafts=drafts[span.sequence])
+            if span.sequence in drafts and self.room_for(span.sequence, drafts[span.sequence])
+            else span
+            for span in spans
+        ]
+
+    def room_for(self, sequence: Sequence, draft: tuple[int, ...]) -> bool:
+        """Take blocks for a draft, if there are any to take."""
+        return self.pool.grow(sequence.table, len(sequence.tokens) + len(draft))
 
     def collect(self, spans: list[Span], sampled: Sampled) -> list[Output]:
         """Note what a step computed; hand its tokens to the sequences that sampled."""
@@ -190,7 +223,9 @@ class Engine:
             sequence.computed += span.count
             self.pool.publish(sequence.table, sequence.tokens, sequence.computed, sequence.salt)
             if samples:
-                outputs.append(self.extend(sequence, sampled, next(rows)))
+                outputs.append(self.extend(span, sampled, next(rows)))
+                for _ in span.drafts:
+                    next(rows)
         return outputs
 
     def logprob(self, sampled: Sampled, row: int, shown: int) -> TokenLogprob:
@@ -207,18 +242,28 @@ class Engine:
             others = tuple(TokenLogprob(other, label(other), value) for other, value in found)
         return TokenLogprob(token, label(token), float(sampled.logprobs[row]), others)
 
-    def extend(self, sequence: Sequence, sampled: Sampled, row: int) -> Output:
-        """Give a sequence the token of a row; it may be its last."""
-        token = int(sampled.tokens[row])
-        first = sequence.first_token is None
-        text, reason = self.append(sequence, token)
+    def extend(self, span: Span, sampled: Sampled, row: int) -> Output:
+        """Give a sequence the token of a row, and those of the rows after it whose drafts held."""
+        sequence, first = span.sequence, span.sequence.first_token is None
+        chosen = sampled.tokens[row : row + len(span.drafts) + 1].tolist()
+        text, reason, taken = "", None, 0
+        for token, guess in zip_longest(chosen, span.drafts):
+            shown_now, reason = self.append(sequence, token)
+            text += shown_now
+            taken += 1
+            if reason is not None or token != guess:
+                break
+            sequence.computed += 1  # the draft's KV is that of the token
+        if span.drafts and self.speculator is not None:
+            self.speculator.judged(sequence, len(span.drafts), taken - 1)
         shown = sequence.sampling.logprobs
+        places = range(row, row + taken) if shown is not None else ()
         return Output(
             id=sequence.id,
             text=text,
-            tokens=(token,),
+            tokens=tuple(chosen[:taken]),
             finish=None if reason is None else self.end(sequence, reason),
-            logprobs=() if shown is None else (self.logprob(sampled, row, shown),),
+            logprobs=tuple(self.logprob(sampled, place, shown or 0) for place in places),
             prompt_logprobs=tuple(sequence.prompt_logprobs) if first else (),
         )
 
@@ -252,8 +297,7 @@ class Engine:
         started = now if sequence.started is None else sequence.started
         first = now if sequence.first_token is None else sequence.first_token
         timings = Timings(started - sequence.arrived, first - started, now - first)
-        del self.sequences[sequence.id]
-        self.scheduler.remove(sequence)
+        self.forget(sequence)
         return Finish(reason, sequence.prompt_tokens, sequence.generated, sequence.cached, timings)
 
     def counters(self) -> Counters:
@@ -270,6 +314,8 @@ class Engine:
             generated_tokens=self.generated_tokens,
             cancelled=self.cancelled,
             preempted=self.scheduler.preempted,
+            drafted=self.speculator.drafted if self.speculator else 0,
+            accepted=self.speculator.accepted if self.speculator else 0,
         )
 
     def close(self) -> None:

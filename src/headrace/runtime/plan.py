@@ -29,11 +29,12 @@ class Probe:
     row: int
     sequence: Sequence
     target: int = NOT_SCORED
+    ahead: int = 0  # drafted tokens before the one to choose
 
 
 def plan_batch(spans: Several[Span], block_size: int, grammars: Grammars) -> Batch:
     """Arrays for the spans of one step, in order. Their sequences hold the blocks they need."""
-    counts = np.array([span.count for span in spans], np.int32)
+    counts = np.array([span.rows for span in spans], np.int32)
     row_starts = np.zeros(len(spans) + 1, np.int32)
     np.cumsum(counts, out=row_starts[1:])
     rows = int(row_starts[-1])
@@ -42,10 +43,10 @@ def plan_batch(spans: Several[Span], block_size: int, grammars: Grammars) -> Bat
     tables = np.full((len(spans), max(map(len, blocks))), -1, np.int32)
     for index, span in enumerate(spans):
         sequence, (first, last) = span.sequence, row_starts[index : index + 2]
-        begin, end = sequence.computed, sequence.computed + span.count
+        begin, end = sequence.computed, sequence.computed + span.rows
         tables[index, : len(blocks[index])] = blocks[index]
         places = np.arange(begin, end, dtype=np.int32)
-        tokens[first:last] = sequence.tokens[begin:end]
+        tokens[first:last] = [*sequence.tokens[begin : begin + span.count], *span.drafts]
         positions[first:last] = places
         slots[first:last] = tables[index, places // block_size] * block_size + places % block_size
     wanted = [
@@ -71,7 +72,8 @@ def probes(span: Span, first: int) -> Iterator[Probe]:
     for position in span.scored:
         yield Probe(first + position - sequence.computed, sequence, sequence.tokens[position + 1])
     if span.samples:
-        yield Probe(first + span.count - 1, sequence)
+        for ahead in range(len(span.drafts) + 1):
+            yield Probe(first + span.count - 1 + ahead, sequence, ahead=ahead)
 
 
 def sampling_rows(wanted: Several[Probe], grammars: Grammars) -> SamplingRows:
@@ -83,7 +85,11 @@ def sampling_rows(wanted: Several[Probe], grammars: Grammars) -> SamplingRows:
         top_p=np.array([one.top_p for one in asked], np.float32),
         min_p=np.array([one.min_p for one in asked], np.float32),
         uniform=np.array(
-            [uniform(probe.sequence.seed, probe.sequence.generated) for probe in wanted], np.float32
+            [
+                uniform(probe.sequence.seed, probe.sequence.generated + probe.ahead)
+                for probe in wanted
+            ],
+            np.float32,
         ),
         target=np.array([probe.target for probe in wanted], np.int32),
         ranked=max((ranked(probe) for probe in wanted), default=0),

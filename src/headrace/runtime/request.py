@@ -163,6 +163,8 @@ class Counters:
     generated_tokens: int = 0
     cancelled: int = 0
     preempted: int = 0
+    drafted: int = 0  # tokens guessed ahead, and those of them that were kept
+    accepted: int = 0
 
 
 class RequestRefused(ValueError):

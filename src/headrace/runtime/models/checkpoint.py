@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,16 @@ def from_file(path: Path, served: int) -> Checkpoint:
     )
 
 
-def describe_directory(path: Path, served: int = 0) -> Description:
+def describe_directory(path: Path, served: int = 0, *, embeds: bool = False) -> Description:
     """Architecture and weights of a Hugging Face directory: config.json, *.safetensors.
 
+    Where it `embeds`, nothing reads an output matrix: a decoder need not have one.
     Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
     """
     config = read_json(path / "config.json")
     model = from_config(config, served)
+    if embeds:
+        model = replace(model, tied_embeddings=True)
     return Description(model, weights_of(family_of(config), model, read_directory(path)))
 
 
