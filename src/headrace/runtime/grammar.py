@@ -56,7 +56,7 @@ class Grammars:
         self.kept.move_to_end(text)
         if isinstance(found, str):
             raise refusal(f"cannot be used: {found}", field)
-        return compiler.fork(found)
+        return found.fork()
 
     def compile(self, compiler: Compiler, text: str) -> Matcher | str:
         """The compiled grammar, or why there is none; hostile ones are tried only once."""
@@ -79,11 +79,11 @@ class Grammars:
                 raise refusal(f"cannot be used: {error}") from error
         return self.compiler
 
-    def masks(self, rows: Sequence[Matcher | None]) -> Masks | None:
-        """The masks of a step's sampled rows, or None where no row has a grammar."""
-        if self.compiler is None or not any(rows):
-            return None
-        return self.compiler.masks(rows)
+
+def masks(rows: Sequence[Matcher | None]) -> Masks | None:
+    """The masks of a step's sampled rows, or None where no row has a grammar."""
+    constrained = next((row for row in rows if row is not None), None)
+    return None if constrained is None else constrained.compiler.masks(rows)
 
 
 def refusal(what: str, field: str = "response_format") -> RequestRefused:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from .backends.base import Masks
 from .text.tokenizer import Vocabulary
@@ -32,12 +32,22 @@ LIMITS = LLParserLimits(
 class Matcher:
     """Where one sequence stands in its grammar."""
 
-    def __init__(self, inner: LLMatcher) -> None:
+    def __init__(self, inner: LLMatcher, compiler: Compiler) -> None:
         self.inner = inner
+        self.compiler = compiler
+
+    def fork(self) -> Matcher:
+        """A matcher of its own at the same place; it costs microseconds."""
+        return Matcher(self.inner.deep_copy(), self.compiler)
 
     def consume(self, token: int) -> bool:
         """Go on by a token; False where the grammar does not allow it, or gave up."""
         return self.inner.consume_token(token)
+
+    @property
+    def error(self) -> str:
+        """Why it gave up, or nothing."""
+        return self.inner.get_error()
 
     @property
     def stopped(self) -> bool:
@@ -57,7 +67,9 @@ class Compiler:
         ends = sorted(vocabulary.end_ids)
         if not ends:
             raise ValueError("this model has no token that ends an answer")
-        self.tokenizer = LLTokenizer(Spelling(vocabulary, size), n_vocab=size, eos_token=ends)
+        self.tokenizer = LLTokenizer(
+            TokenizerWrapper(Spelling(vocabulary, size)), n_vocab=size, eos_token=ends
+        )
         self.executor = LLExecutor(threads or None)
 
     def compile(self, grammar: str) -> Matcher:
@@ -70,11 +82,7 @@ class Compiler:
             raise ValueError(inner.get_error())
         if time.thread_time() - began > COMPILE_SECONDS:
             raise ValueError("it takes too long to compile")
-        return Matcher(inner)
-
-    def fork(self, matcher: Matcher) -> Matcher:
-        """A matcher of its own at the same place; it costs microseconds."""
-        return Matcher(matcher.inner.deep_copy())
+        return Matcher(inner, self)
 
     def masks(self, rows: Sequence[Matcher | None]) -> Masks:
         """What each row's matcher allows next, several at once on the executor's threads."""
@@ -93,8 +101,6 @@ class Compiler:
 
 class Spelling:
     """A vocabulary as llguidance asks for it."""
-
-    is_tokenizer_wrapper = True
 
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:
         self.vocabulary = vocabulary

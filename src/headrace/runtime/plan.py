@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .backends.base import Batch, SamplingRows
-from .grammar import Grammars
+from .grammar import masks
 from .penalties import gather
 from .sampling import uniform
 from .scheduler import Span
@@ -32,7 +32,7 @@ class Probe:
     ahead: int = 0  # drafted tokens before the one to choose
 
 
-def plan_batch(spans: Several[Span], block_size: int, grammars: Grammars) -> Batch:
+def plan_batch(spans: Several[Span], block_size: int) -> Batch:
     """Arrays for the spans of one step, in order. Their sequences hold the blocks they need."""
     counts = np.array([span.rows for span in spans], np.int32)
     row_starts = np.zeros(len(spans) + 1, np.int32)
@@ -62,7 +62,7 @@ def plan_batch(spans: Several[Span], block_size: int, grammars: Grammars) -> Bat
         context_lengths=np.array([span.sequence.computed for span in spans], np.int32) + counts,
         block_tables=tables,
         sampled_rows=np.array([probe.row for probe in wanted], np.int32),
-        sampling=sampling_rows(wanted, grammars),
+        sampling=sampling_rows(wanted),
     )
 
 
@@ -76,7 +76,7 @@ def probes(span: Span, first: int) -> Iterator[Probe]:
             yield Probe(first + span.count - 1 + ahead, sequence, ahead=ahead)
 
 
-def sampling_rows(wanted: Several[Probe], grammars: Grammars) -> SamplingRows:
+def sampling_rows(wanted: Several[Probe]) -> SamplingRows:
     """How the token of each wanted row is chosen."""
     asked = [probe.sequence.sampling for probe in wanted]
     return SamplingRows(
@@ -94,7 +94,7 @@ def sampling_rows(wanted: Several[Probe], grammars: Grammars) -> SamplingRows:
         target=np.array([probe.target for probe in wanted], np.int32),
         ranked=max((ranked(probe) for probe in wanted), default=0),
         edits=gather([edits(probe) for probe in wanted]),
-        masks=grammars.masks([matcher(probe) for probe in wanted]),
+        masks=masks([matcher(probe) for probe in wanted]),
     )
 
 

@@ -29,12 +29,12 @@ class Sequence:
     detokenizer: Detokenizer
     stops: StopStrings
     counts: TokenCounts | None  # where the request's logits are edited
-    matcher: Matcher | None  # where the request has a grammar
     arrived: float  # seconds, the engine's clock; so are the two below
     started: float | None = None
     first_token: float | None = None
     computed: int = 0
     cached: int = 0  # prompt tokens that were in the KV cache when the request was admitted
+    matcher: Matcher | None = None  # where the request has a grammar
     table: BlockTable = field(default_factory=BlockTable)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
