@@ -18,12 +18,14 @@ from typing import Any
 from .request import (
     Counters,
     Finish,
+    Grammar,
     Output,
     Request,
     RequestRefused,
     SamplingParameters,
     Timings,
     TokenLogprob,
+    Tools,
 )
 
 Message = dict[str, Any]
@@ -62,7 +64,15 @@ def read_request(message: Message) -> Request:
     sampling = message["sampling"]
     for field in ("stop", "stop_tokens", "logit_bias"):
         sampling[field] = tuple(sampling[field])
-    return Request(message["id"], message["prompt"], SamplingParameters(**sampling))
+    grammar, tools = message["grammar"], message["tools"]
+    return Request(
+        message["id"],
+        message["prompt"],
+        SamplingParameters(**sampling),
+        message["tenant"],
+        grammar and Grammar(**grammar),
+        tools and Tools(**{**tools, "functions": tuple(tools["functions"])}),
+    )
 
 
 def refusal_frame(id: str, refused: RequestRefused) -> bytes:

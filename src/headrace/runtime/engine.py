@@ -15,13 +15,15 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 
 from .admission import admit
 from .backends.base import Backend, KVLayout, Sampled
 from .backends.choice import AUTO, choose
+from .grammar import Grammars
 from .kvcache import BlockPool
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
@@ -31,6 +33,7 @@ from .request import (
     Counters,
     Finish,
     FinishReason,
+    Grammar,
     Output,
     Prompt,
     Request,
@@ -38,9 +41,11 @@ from .request import (
     SamplingParameters,
     Timings,
     TokenLogprob,
+    Tools,
 )
 from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
 from .sequence import Sequence
+from .speculation import Speculator
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,7 @@ class EngineOptions:
     kv_tokens: int = 32_768
     block_size: int = 32
     share_prefixes: bool = True
+    speculation: bool = True
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -87,6 +93,9 @@ class Engine:
             backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
         )
         self.scheduler = Scheduler(self.pool, self.limits)
+        self.speculator = Speculator() if options.speculation else None
+        size = checkpoint.architecture.vocabulary
+        self.grammars = Grammars(checkpoint.vocabulary, size, options.threads)
         self.sequences: dict[str, Sequence] = {}
         self.steps = self.prompt_tokens = self.cached_tokens = 0
         self.generated_tokens = self.cancelled = 0
@@ -110,10 +119,14 @@ class Engine:
         return min(self.checkpoint.architecture.context, self.pool.blocks * self.pool.block_size)
 
     def generate(
-        self, prompt: Prompt, sampling: SamplingParameters = DEFAULT_SAMPLING
+        self,
+        prompt: Prompt,
+        sampling: SamplingParameters = DEFAULT_SAMPLING,
+        grammar: Grammar | None = None,
+        tools: Tools | None = None,
     ) -> Completion:
         """One generation, whole. Raises RequestRefused."""
-        outputs = list(self.stream(prompt, sampling))
+        outputs = list(self.stream(prompt, sampling, grammar, tools))
         finish = outputs[-1].finish
         if finish is None:
             raise RuntimeError("the stream ended without a reason")
@@ -121,10 +134,14 @@ class Engine:
         return Completion("".join(output.text for output in outputs), tokens, finish)
 
     def stream(
-        self, prompt: Prompt, sampling: SamplingParameters = DEFAULT_SAMPLING
+        self,
+        prompt: Prompt,
+        sampling: SamplingParameters = DEFAULT_SAMPLING,
+        grammar: Grammar | None = None,
+        tools: Tools | None = None,
     ) -> Iterator[Output]:
         """One generation as it comes. Closing the iterator cancels it. Raises RequestRefused."""
-        request = Request(secrets.token_hex(8), prompt, sampling)
+        request = Request(secrets.token_hex(8), prompt, sampling, grammar=grammar, tools=tools)
         self.submit(request)
         try:
             while request.id in self.sequences:
@@ -138,18 +155,25 @@ class Engine:
             raise RequestRefused("busy", "the engine's queue is full")
         if request.id in self.sequences:
             raise RequestRefused("invalid_value", "this id is running already", field="id")
-        sequence = admit(request, self.checkpoint, self.context, self.clock())
+        sequence = admit(request, self.checkpoint, self.grammars, self.context, self.clock())
         self.sequences[request.id] = sequence
         self.scheduler.add(sequence)
 
     def cancel(self, id: str) -> bool:
         """Drop a request and free its KV; False where it is not there (any more)."""
-        sequence = self.sequences.pop(id, None)
+        sequence = self.sequences.get(id)
         if sequence is None:
             return False
-        self.scheduler.remove(sequence)
+        self.forget(sequence)
         self.cancelled += 1
         return True
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a sequence wherever it is known, and free its KV."""
+        del self.sequences[sequence.id]
+        self.scheduler.remove(sequence)
+        if self.speculator is not None:
+            self.speculator.forget(sequence.id)
 
     @property
     def idle(self) -> bool:
@@ -167,6 +191,7 @@ class Engine:
                 span.sequence.started = now
                 self.prompt_tokens += span.sequence.prompt_tokens
                 self.cached_tokens += span.sequence.cached
+        spans = self.speculate(spans)
         batch = plan_batch(spans, self.pool.block_size)
         try:
             sampled = self.backend.run(batch)
@@ -176,7 +201,28 @@ class Engine:
             failed = [span.sequence for span in spans]
             return [Output(one.id, "", finish=self.end(one, "error")) for one in failed]
         self.steps += 1
+        if self.speculator is not None and all(span.decodes for span in spans):
+            self.speculator.measured(len(batch.tokens), self.clock() - now)
         return self.collect(spans, sampled)
+
+    def speculate(self, spans: list[Span]) -> list[Span]:
+        """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""
+        if self.speculator is None or self.scheduler.waiting:
+            return spans
+        if not all(span.decodes for span in spans):
+            return spans
+        room = self.limits.batch_tokens - len(spans)
+        drafts = self.speculator.drafts([span.sequence for span in spans], room)
+        return [
+            replace(span, drafts=drafts[span.sequence])
+            if span.sequence in drafts and self.room_for(span.sequence, drafts[span.sequence])
+            else span
+            for span in spans
+        ]
+
+    def room_for(self, sequence: Sequence, draft: tuple[int, ...]) -> bool:
+        """Take blocks for a draft, if there are any to take."""
+        return self.pool.grow(sequence.table, len(sequence.tokens) + len(draft))
 
     def collect(self, spans: list[Span], sampled: Sampled) -> list[Output]:
         """Note what a step computed; hand its tokens to the sequences that sampled."""
@@ -190,7 +236,9 @@ class Engine:
             sequence.computed += span.count
             self.pool.publish(sequence.table, sequence.tokens, sequence.computed, sequence.salt)
             if samples:
-                outputs.append(self.extend(sequence, sampled, next(rows)))
+                outputs.append(self.extend(span, sampled, next(rows)))
+                for _ in span.drafts:
+                    next(rows)
         return outputs
 
     def logprob(self, sampled: Sampled, row: int, shown: int) -> TokenLogprob:
@@ -207,20 +255,38 @@ class Engine:
             others = tuple(TokenLogprob(other, label(other), value) for other, value in found)
         return TokenLogprob(token, label(token), float(sampled.logprobs[row]), others)
 
-    def extend(self, sequence: Sequence, sampled: Sampled, row: int) -> Output:
-        """Give a sequence the token of a row; it may be its last."""
-        token = int(sampled.tokens[row])
-        first = sequence.first_token is None
-        text, reason = self.append(sequence, token)
+    def extend(self, span: Span, sampled: Sampled, row: int) -> Output:
+        """Give a sequence the token of a row, and those of the rows after it whose drafts held."""
+        sequence, first = span.sequence, span.sequence.first_token is None
+        chosen = sampled.tokens[row : row + len(span.drafts) + 1].tolist()
+        text, reason, taken = "", None, 0
+        for token, guess in zip_longest(chosen, span.drafts):
+            shown_now, reason = self.append(sequence, token)
+            text += shown_now
+            taken += 1
+            if reason is not None or token != guess:
+                break
+            sequence.computed += 1  # the draft's KV is that of the token
+        if span.drafts and self.speculator is not None:
+            self.speculator.judged(sequence, len(span.drafts), taken - 1)
         shown = sequence.sampling.logprobs
+        places = range(row, row + taken) if shown is not None else ()
         return Output(
             id=sequence.id,
             text=text,
-            tokens=(token,),
+            tokens=tuple(chosen[:taken]),
             finish=None if reason is None else self.end(sequence, reason),
-            logprobs=() if shown is None else (self.logprob(sampled, row, shown),),
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if first else (),
+            logprobs=tuple(self.logprob(sampled, place, shown or 0) for place in places),
+            prompt_logprobs=self.prompt_logprobs(sequence) if first else (),
         )
+
+    def prompt_logprobs(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
+        """Those of a prompt, where they were asked for; nothing comes before its first token."""
+        if sequence.sampling.prompt_logprobs is None:
+            return ()
+        head = sequence.tokens[0]
+        first = TokenLogprob(head, self.checkpoint.vocabulary.label(head), None)
+        return (first, *sequence.prompt_logprobs)
 
     def append(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
         """Append one token: the text that may be shown now, and why it is the last if it is."""
@@ -230,6 +296,10 @@ class Engine:
             sequence.first_token = self.clock()
         if sequence.counts is not None:
             sequence.counts.add(token)
+        matcher = sequence.matcher
+        if matcher is not None and not matcher.consume(token):
+            log.error("the grammar of request %s gave up: %s", sequence.id, matcher.error)
+            return self.rest(sequence), "error"
         if token in sequence.end_tokens:
             return self.rest(sequence), "stop"
         text, stopped = sequence.detokenizer.feed(token), False
@@ -237,6 +307,8 @@ class Engine:
             text, stopped = sequence.stops.feed(text)
         if stopped:
             return text, "stop"
+        if matcher is not None and matcher.stopped:
+            return text + self.rest(sequence), "stop"
         if len(sequence.tokens) >= sequence.limit:
             return text + self.rest(sequence), "length"
         return text, None
@@ -252,8 +324,7 @@ class Engine:
         started = now if sequence.started is None else sequence.started
         first = now if sequence.first_token is None else sequence.first_token
         timings = Timings(started - sequence.arrived, first - started, now - first)
-        del self.sequences[sequence.id]
-        self.scheduler.remove(sequence)
+        self.forget(sequence)
         return Finish(reason, sequence.prompt_tokens, sequence.generated, sequence.cached, timings)
 
     def counters(self) -> Counters:
@@ -270,6 +341,8 @@ class Engine:
             generated_tokens=self.generated_tokens,
             cancelled=self.cancelled,
             preempted=self.scheduler.preempted,
+            drafted=self.speculator.drafted if self.speculator else 0,
+            accepted=self.speculator.accepted if self.speculator else 0,
         )
 
     def close(self) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .backends.base import Batch, SamplingRows
+from .grammar import masks
 from .penalties import gather
 from .sampling import uniform
 from .scheduler import Span
 from .sequence import Sequence
+
+if TYPE_CHECKING:
+    from .guidance import Matcher  # an optional part
 
 NOT_SCORED = -1
 
@@ -24,11 +29,12 @@ class Probe:
     row: int
     sequence: Sequence
     target: int = NOT_SCORED
+    ahead: int = 0  # drafted tokens before the one to choose
 
 
 def plan_batch(spans: Several[Span], block_size: int) -> Batch:
     """Arrays for the spans of one step, in order. Their sequences hold the blocks they need."""
-    counts = np.array([span.count for span in spans], np.int32)
+    counts = np.array([span.rows for span in spans], np.int32)
     row_starts = np.zeros(len(spans) + 1, np.int32)
     np.cumsum(counts, out=row_starts[1:])
     rows = int(row_starts[-1])
@@ -37,10 +43,10 @@ def plan_batch(spans: Several[Span], block_size: int) -> Batch:
     tables = np.full((len(spans), max(map(len, blocks))), -1, np.int32)
     for index, span in enumerate(spans):
         sequence, (first, last) = span.sequence, row_starts[index : index + 2]
-        begin, end = sequence.computed, sequence.computed + span.count
+        begin, end = sequence.computed, sequence.computed + span.rows
         tables[index, : len(blocks[index])] = blocks[index]
         places = np.arange(begin, end, dtype=np.int32)
-        tokens[first:last] = sequence.tokens[begin:end]
+        tokens[first:last] = [*sequence.tokens[begin : begin + span.count], *span.drafts]
         positions[first:last] = places
         slots[first:last] = tables[index, places // block_size] * block_size + places % block_size
     wanted = [
@@ -66,7 +72,8 @@ def probes(span: Span, first: int) -> Iterator[Probe]:
     for position in span.scored:
         yield Probe(first + position - sequence.computed, sequence, sequence.tokens[position + 1])
     if span.samples:
-        yield Probe(first + span.count - 1, sequence)
+        for ahead in range(len(span.drafts) + 1):
+            yield Probe(first + span.count - 1 + ahead, sequence, ahead=ahead)
 
 
 def sampling_rows(wanted: Several[Probe]) -> SamplingRows:
@@ -78,11 +85,16 @@ def sampling_rows(wanted: Several[Probe]) -> SamplingRows:
         top_p=np.array([one.top_p for one in asked], np.float32),
         min_p=np.array([one.min_p for one in asked], np.float32),
         uniform=np.array(
-            [uniform(probe.sequence.seed, probe.sequence.generated) for probe in wanted], np.float32
+            [
+                uniform(probe.sequence.seed, probe.sequence.generated + probe.ahead)
+                for probe in wanted
+            ],
+            np.float32,
         ),
         target=np.array([probe.target for probe in wanted], np.int32),
         ranked=max((ranked(probe) for probe in wanted), default=0),
         edits=gather([edits(probe) for probe in wanted]),
+        masks=masks([matcher(probe) for probe in wanted]),
     )
 
 
@@ -90,6 +102,11 @@ def ranked(probe: Probe) -> int:
     """How many of the most likely tokens the probe's request wants to see."""
     asked = probe.sequence.sampling
     return (asked.logprobs if probe.target == NOT_SCORED else asked.prompt_logprobs) or 0
+
+
+def matcher(probe: Probe) -> Matcher | None:
+    """What says which tokens the probe may choose, where its request has a grammar."""
+    return probe.sequence.matcher if probe.target == NOT_SCORED else None
 
 
 def edits(probe: Probe) -> tuple[list[int], list[float], list[float]] | None:

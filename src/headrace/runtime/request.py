@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 Messages = Sequence[Mapping[str, Any]]  # role, content, as the chat template reads them
 Prompt = str | Sequence[int] | Messages  # text, token ids, or a conversation
 
@@ -44,6 +45,35 @@ DEFAULT_SAMPLING = SamplingParameters()
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the answer's text must be.
+
+    `source` is a JSON schema as JSON text (`json_schema`), a regular expression in the syntax of
+    Rust's regex crate (`regex`), a JSON list of strings (`choice`), or a grammar in llguidance's
+    form of Lark (`lark`); a `json_object` has none. `lenient` passes over keywords of a schema
+    that cannot be enforced; without it they are refused.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+    lenient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Functions that the model may call, each as OpenAI's API has them: name, parameters ...
+
+    `required`: the answer is nothing but calls; with `named` one call of that function.
+    `parallel` allows several calls in one answer.
+    """
+
+    functions: tuple[Mapping[str, Any], ...]
+    required: bool = False
+    named: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation asked of the engine."""
 
@@ -51,18 +81,29 @@ class Request:
     prompt: Prompt
     sampling: SamplingParameters = DEFAULT_SAMPLING
     tenant: str = ""  # requests of one tenant may share the KV of equal prefixes
+    grammar: Grammar | None = None
+    tools: Tools | None = None  # goes with a conversation only
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made, whole; `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token, its log-probability, and the most likely tokens at its place with theirs.
 
-    `bytes` are what the token stands for; of a special token its name.
+    `logprob` is None for the first token of a prompt: nothing comes before it. `bytes` are what
+    the token stands for; of a special token its name.
     """
 
     token: int
     bytes: bytes
-    logprob: float
+    logprob: float | None
     ranked: tuple[TokenLogprob, ...] = ()
 
 
@@ -91,9 +132,10 @@ class Output:
     """News of one request: more text, and at the end why it ended.
 
     `tokens` are the ids behind the text so far not reported; `text` may lag behind them while a
-    character or a possible stop string is incomplete. `logprobs` go with `tokens`, where they
-    were asked for; `prompt_logprobs` come once, with the first token, for the prompt's tokens but
-    the first.
+    character or a possible stop string or tool call is incomplete. Of a conversation, what a model
+    that reasons says before its answer is in `reasoning`, and calls are in `calls` once they are
+    whole; neither is in `text`. `logprobs` go with `tokens`, where they were asked for;
+    `prompt_logprobs` come once, with the first token, for the prompt's tokens.
     """
 
     id: str
@@ -102,6 +144,8 @@ class Output:
     finish: Finish | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +163,8 @@ class Counters:
     generated_tokens: int = 0
     cancelled: int = 0
     preempted: int = 0
+    drafted: int = 0  # tokens guessed ahead, and those of them that were kept
+    accepted: int = 0
 
 
 class RequestRefused(ValueError):

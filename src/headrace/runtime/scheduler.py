@@ -33,15 +33,29 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The next `count` tokens of a sequence; at its end a token is sampled."""
+    """The next `count` tokens of a sequence; at its end a token is sampled.
+
+    `drafts` are guesses at the tokens after it, computed in the same step.
+    """
 
     sequence: Sequence
     count: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the step that the span takes."""
+        return self.count + len(self.drafts)
 
     @property
     def samples(self) -> bool:
         """Whether the span reaches the sequence's end."""
         return self.count == self.sequence.pending
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the span is the newest generated token of its sequence, and no more."""
+        return self.count == self.sequence.pending == 1 and self.sequence.generated > 0
 
     @property
     def scored(self) -> range:

@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "tanh": "tanh",
 }
-MOST_LAYERS, MOST_VALUES, MOST_EXPERTS = 4096, 4096, 4096  # a model, a head, a layer
+MOST_LAYERS, MOST_VALUES, MOST_EXPERTS = 1024, 4096, 1024  # a model, a head, a layer
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -198,7 +198,7 @@ def smollm3(config: Fields, served: int) -> Architecture:
     turned = config.get("no_rope_layers") or [(index + 1) % step for index in range(count)]
     slides = bool(config.get("use_sliding_window"))
     if not slides:
-        config.ignore("sliding_window", "layer_types")
+        config.ignore("sliding_window", "layer_types", "max_window_layers")
         layers = alike(config, served)
     else:
         layers = windowed(config, served, lambda index: not turned[index])
@@ -251,13 +251,13 @@ def gemma2(config: Fields, served: int) -> Architecture:
 def gemma3(config: Fields, served: int) -> Architecture:
     """Gemma 3, its text part: query and key norms, and a RoPE of their own for local layers."""
     config.ignore("hidden_act", "cache_implementation")
-    local = {"theta_field": "rope_local_base_freq", "theta": 10_000.0}
+    head_size = head_size_of(config)
     return gemma(
         config,
         served,
         period=config.get("sliding_window_pattern") or config.get("_sliding_window_pattern", 6),
         theta=1_000_000.0,
-        local=rope_of(config, head_size_of(config), served, SLIDING, **local),
+        local=rope_of(config, head_size, served, SLIDING, "rope_local_base_freq"),
         query_key_norm="head",
         attention_cap=config.get("attn_logit_softcapping", 0.0),
         logit_cap=config.get("final_logit_softcapping", 0.0),
@@ -266,6 +266,8 @@ def gemma3(config: Fields, served: int) -> Architecture:
 
 def phi3(config: Fields, served: int) -> Architecture:
     """Phi-3 and Phi-4: Mistral with packed weights, and longrope."""
+    config.only("full_attn_mod", 1)
+    config.only("interpolate_factor", 1)
     return decoder(config, served, layers=windowed(config, served, lambda index: True))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..weights.tensor import Tensor
-from . import decoders, naming, unpacking
+from . import decoders, encoders, naming, unpacking
 from .architecture import Architecture
 from .fields import Fields, UnsupportedModel
 from .shapes import check_shapes, expected_shapes
@@ -43,6 +43,11 @@ FAMILIES: Mapping[str, Family] = {
     "mixtral": Family(decoders.mixtral, naming.MIXTRAL),
     "qwen3_moe": Family(decoders.qwen3_moe, naming.EXPERTS),
     "gpt_oss": Family(decoders.gpt_oss, naming.GPT_OSS, unpacking.gpt_oss),
+    "bert": Family(encoders.bert, naming.BERT),
+    "roberta": Family(encoders.roberta, naming.ROBERTA),
+    "xlm-roberta": Family(encoders.roberta, naming.ROBERTA),
+    "camembert": Family(encoders.roberta, naming.ROBERTA),
+    "modernbert": Family(encoders.modernbert, naming.MODERNBERT),
 }
 
 # Fields of config.json that change nothing of a forward pass: training, tokens, bookkeeping.
@@ -60,7 +65,8 @@ BOOKKEEPING = {
     *("_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map", "dtype"),
     *("id2label", "label2id", "keys_to_ignore_at_inference", "model_type", "output_attentions"),
     *("output_hidden_states", "output_past", "return_dict", "torch_dtype", "transformers_version"),
-    *("chunk_size_feed_forward",),
+    *("is_llama_config", "transformers.js_config", "use_bfloat16", "_commit_hash"),
+    *("chunk_size_feed_forward", "sentence_transformers", "sbert_ce_default_activation_function"),
 }
 HARMLESS = frozenset(TRAINING | TOKENS | BOOKKEEPING)
 
@@ -94,6 +100,8 @@ def weights_of(
     weights = naming.canonical(unpacked, family.names, shapes)
     if model.tied_embeddings:
         weights.pop("output", None)
+    if model.head is None:  # a pooler or another head that nothing reads
+        weights = {name: one for name, one in weights.items() if not name.startswith("head.")}
     if family.norm_offset:
         norms = [name for name in weights if name.endswith("norm")]
         weights |= {name: unpacking.offset(weights[name], family.norm_offset) for name in norms}

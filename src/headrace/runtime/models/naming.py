@@ -21,14 +21,17 @@ from .shapes import Shapes
 Names = Mapping[str, str | tuple[str, ...]]
 
 
-def with_biases(names: Names) -> Names:
+UNUSED = ""  # a weight of a head that we do not run, as of masked language modelling
+
+
+def with_biases(names: Names) -> dict[str, str | tuple[str, ...]]:
     """The table, with a `.bias` beside every `.weight`."""
     found = dict(names)
     for name, target in names.items():
         if name.endswith(".weight"):
             targets = (target,) if isinstance(target, str) else target
-            biases = tuple(f"{one}.bias" for one in targets)
-            found[f"{name.removesuffix('weight')}bias"] = biases
+            biases = tuple(f"{one}.bias" if one else UNUSED for one in targets)
+            found[f"{name.removesuffix('weight')}bias"] = biases[0] if len(biases) == 1 else biases
     return found
 
 
@@ -89,6 +92,65 @@ GPT_OSS: Names = {  # the experts themselves are unpacked before (`models.unpack
     "mlp.experts.up_bias": ("mlp.experts.*.up.bias",),
     "mlp.experts.down_proj_bias": ("mlp.experts.*.down.bias",),
 }
+BERT = with_biases(
+    {
+        "embeddings.word_embeddings.weight": "embedding",
+        "embeddings.position_embeddings.weight": "embedding.position",
+        "embeddings.token_type_embeddings.weight": "embedding.type",
+        "embeddings.LayerNorm.weight": "embedding.norm",
+        "attention.self.query.weight": "attention.query",
+        "attention.self.key.weight": "attention.key",
+        "attention.self.value.weight": "attention.value",
+        "attention.output.dense.weight": "attention.output",
+        "attention.output.LayerNorm.weight": "attention.norm",
+        "intermediate.dense.weight": "mlp.up",
+        "output.dense.weight": "mlp.down",
+        "output.LayerNorm.weight": "mlp.norm",
+        "pooler.dense.weight": "head.dense",
+        "classifier.weight": "head.labels",
+        "cls.predictions.transform.dense.weight": UNUSED,
+        "cls.predictions.transform.LayerNorm.weight": UNUSED,
+        "cls.predictions.decoder.weight": UNUSED,
+        "cls.predictions.weight": UNUSED,
+        "cls.seq_relationship.weight": UNUSED,
+    }
+)
+# What the first BERT checkpoints call the parts of a norm.
+BERT |= {
+    name.replace(new, old): target
+    for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    for name, target in BERT.items()
+    if name.endswith(new)
+}
+ROBERTA = with_biases(
+    {
+        **BERT,
+        "pooler.dense.weight": UNUSED,
+        "lm_head.dense.weight": UNUSED,
+        "lm_head.layer_norm.weight": UNUSED,
+        "lm_head.decoder.weight": UNUSED,
+        "lm_head.weight": UNUSED,
+        "classifier.dense.weight": "head.dense",
+        "classifier.out_proj.weight": "head.labels",
+    }
+)
+MODERNBERT = with_biases(
+    {
+        "embeddings.tok_embeddings.weight": "embedding",
+        "embeddings.norm.weight": "embedding.norm",
+        "attn_norm.weight": "attention.norm",
+        "attn.Wqkv.weight": ("attention.query", "attention.key", "attention.value"),
+        "attn.Wo.weight": "attention.output",
+        "mlp_norm.weight": "mlp.norm",
+        "mlp.Wi.weight": ("mlp.gate", "mlp.up"),
+        "mlp.Wo.weight": "mlp.down",
+        "final_norm.weight": "norm",
+        "head.dense.weight": "head.dense",
+        "head.norm.weight": "head.norm",
+        "classifier.weight": "head.labels",
+        "decoder.weight": UNUSED,
+    }
+)
 GGUF_LLAMA = with_biases(
     {
         "token_embd.weight": "embedding",
@@ -141,6 +203,8 @@ def canonical(tensors: Mapping[str, Tensor], names: Names, shapes: Shapes) -> di
         inner = layer[2] if layer else plain
         expert = EXPERT.search(inner)
         target = names.get(EXPERT.sub("*", inner))
+        if target == UNUSED:
+            continue
         if target is None:
             raise WeightsError(f"tensor {name} is not known in this architecture")
         prefix = f"layers.{layer[1]}." if layer else ""

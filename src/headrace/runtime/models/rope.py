@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..weights.gguf import WeightsError
 from .architecture import Rope
 from .fields import Fields, UnsupportedModel
 
@@ -119,13 +120,20 @@ SCHEMES: Mapping[str, Callable[[Fields, float, int, Span], tuple[Angles, float]]
 }
 
 
-def rope_of(config: Fields, head_size: int, served: int, kind: str = "", **older: Any) -> Rope:
+def rope_of(
+    config: Fields,
+    head_size: int,
+    served: int,
+    kind: str = "",
+    theta_field: str = "rope_theta",
+    theta: float = 10_000.0,
+) -> Rope:
     """The rotation that config.json describes; of layers of one `kind` where it names several.
 
-    `older`: what config.json of before `rope_parameters` calls the theta of this kind, and its
-    default: `theta_field`, `theta`. Raises UnsupportedModel on a scheme that is not known.
+    `theta_field` is what a config.json of before `rope_parameters` calls the theta of this kind,
+    `theta` its default. Raises UnsupportedModel on a scheme that is not known.
     """
-    settings = settings_of(config, kind, **older)
+    settings = settings_of(config, kind, theta_field, theta)
     scheme = settings.get("rope_type") or settings.get("type") or "default"
     settings.ignore("type", "original_max_position_embeddings")
     if scheme == "su":  # Phi-3's first name for longrope
@@ -136,14 +144,17 @@ def rope_of(config: Fields, head_size: int, served: int, kind: str = "", **older
     pairs = int(head_size * (settings.get("partial_rotary_factor") or 1.0)) // 2
     trained = config.need("max_position_embeddings")
     span = Span(trained, min(served or trained, trained))
-    angles, scale = SCHEMES[scheme](settings, theta, pairs, span)
+    with np.errstate(all="ignore"):
+        angles, scale = SCHEMES[scheme](settings, theta, pairs, span)
     settings.refuse_unread()
+    if not np.isfinite(angles).all() or not math.isfinite(scale):
+        raise WeightsError(
+            f"RoPE with base {theta} and scaling {settings.values} has no frequencies"
+        )
     return Rope(tuple(angles.tolist()), interleaved=False, scale=scale)
 
 
-def settings_of(
-    config: Fields, kind: str, theta_field: str = "rope_theta", theta: float = 10_000.0
-) -> Fields:
+def settings_of(config: Fields, kind: str, theta_field: str, theta: float) -> Fields:
     """What config.json says of RoPE in one record, in the names of `rope_parameters`."""
     found: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):

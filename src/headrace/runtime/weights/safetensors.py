@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from .gguf import WeightsError
-from .tensor import FORMATS, Tensor
+from .tensor import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
-DTYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+# Bytes a value. Integers are no weights; they are read so that whoever knows their name may say
+# what they are for.
+DTYPES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -40,14 +42,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         if name == "__metadata__":
             continue
         try:
-            format = DTYPES[entry["dtype"]]
-            shape = [int(size) for size in entry["shape"]]
+            format, size = entry["dtype"], DTYPES[entry["dtype"]]
+            shape = [int(length) for length in entry["shape"]]
             begin, end = (int(offset) for offset in entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: tensor {name}: unsupported entry {entry}") from error
         columns = shape[-1] if shape else 1
         rows = int(np.prod(shape[:-1], dtype=object)) if len(shape) > 1 else 1
-        row_bytes = columns * FORMATS[format][1]
+        row_bytes = columns * size
         if not 0 <= begin <= end <= len(view) or end - begin != rows * row_bytes:
             raise WeightsError(f"{path}: tensor {name} does not lie in the file as it says")
         tensors[name] = Tensor(format, rows, columns, view[begin:end].reshape(rows, row_bytes))
