@@ -19,7 +19,7 @@ MAX_RANKED = 20  # most likely tokens that may be asked for, as in OpenAI's API
 
 def admit(request: Request, checkpoint: Checkpoint, context: int, now: float) -> Sequence:
     """The sequence of a request, for a context of `context` tokens. Raises RequestRefused."""
-    asked = request.sampling
+    asked, needs = request.sampling, request.objectives
     check(asked, checkpoint.architecture.vocabulary)
     tokens = encode(checkpoint, request.prompt)
     if len(tokens) >= context:
@@ -47,6 +47,9 @@ def admit(request: Request, checkpoint: Checkpoint, context: int, now: float) ->
         detokenizer=Detokenizer(checkpoint.vocabulary),
         stops=StopStrings(asked.stop),
         arrived=now,
+        priority=needs.priority,
+        deadline=None if needs.ttft is None else now + needs.ttft,
+        step_target=needs.itl,
     )
 
 

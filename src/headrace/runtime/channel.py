@@ -18,6 +18,7 @@ from typing import Any
 from .request import (
     Counters,
     Finish,
+    Objectives,
     Output,
     Request,
     RequestRefused,
@@ -62,7 +63,13 @@ def read_request(message: Message) -> Request:
     sampling = message["sampling"]
     for field in ("stop", "stop_tokens", "logit_bias"):
         sampling[field] = tuple(sampling[field])
-    return Request(message["id"], message["prompt"], SamplingParameters(**sampling))
+    return Request(
+        message["id"],
+        message["prompt"],
+        SamplingParameters(**sampling),
+        message["tenant"],
+        Objectives(**message["objectives"]),
+    )
 
 
 def refusal_frame(id: str, refused: RequestRefused) -> bytes:
