@@ -88,3 +88,10 @@ def test_every_family_gives_the_oracle_s_logits(tmp_path: Path, name: str) -> No
     family, changes = FAMILIES[name]
     model = write(tmp_path, getattr(transformers, f"{family}Config")(**small(**changes)))
     assert_agrees(describe_directory(tmp_path), model)
+
+
+def test_longrope_past_the_original_length(tmp_path: Path) -> None:
+    """Every prompt is longer than the original length, as our one set of factors has it."""
+    rope = {**LONGROPE, "original_max_position_embeddings": 4}
+    model = write(tmp_path, transformers.Phi3Config(**small(rope_parameters=rope)))
+    assert_agrees(describe_directory(tmp_path, served=512), model)

@@ -198,7 +198,7 @@ def smollm3(config: Fields, served: int) -> Architecture:
     turned = config.get("no_rope_layers") or [(index + 1) % step for index in range(count)]
     slides = bool(config.get("use_sliding_window"))
     if not slides:
-        config.ignore("sliding_window", "layer_types")
+        config.ignore("sliding_window", "layer_types", "max_window_layers")
         layers = alike(config, served)
     else:
         layers = windowed(config, served, lambda index: not turned[index])
@@ -266,6 +266,8 @@ def gemma3(config: Fields, served: int) -> Architecture:
 
 def phi3(config: Fields, served: int) -> Architecture:
     """Phi-3 and Phi-4: Mistral with packed weights, and longrope."""
+    config.only("full_attn_mod", 1)
+    config.only("interpolate_factor", 1)
     return decoder(config, served, layers=windowed(config, served, lambda index: True))
 
 
