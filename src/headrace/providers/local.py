@@ -142,7 +142,13 @@ def sampling(request: GenerationRequest) -> SamplingParameters:
 
 
 def finished(finish: Finish) -> Finished:
-    """The last event. Raises InternalFault where the engine's step failed."""
+    """The last event. Raises Overloaded where the request was late, InternalFault where a step
+    of the engine failed."""
+    if finish.reason == "late":
+        raise Overloaded(
+            "The first token could not be given within the request's target.",
+            retry_after=RETRY_AFTER,
+        )
     if finish.reason not in ("stop", "length"):
         raise InternalFault
     usage = Usage(

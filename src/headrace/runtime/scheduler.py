@@ -23,13 +23,15 @@ class Limits:
     """Bounds of the scheduler. `batch_tokens` is at least `sequences`: no decode ever waits.
 
     `step` is how many seconds a step may take while sequences decode: the chunk of a prompt that
-    is computed beside them is cut to it. It bounds their ITL.
+    is computed beside them is cut to it. It bounds their ITL. `by_ratio` off prefills in order of
+    arrival, so that the worth of the other order can be measured.
     """
 
     batch_tokens: int = 512
     sequences: int = 64
     waiting: int = 1024
     step: float = 0.1
+    by_ratio: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_tokens < self.sequences:
@@ -144,6 +146,8 @@ class Scheduler:
 
     def urgency(self, sequence: Sequence, now: float) -> tuple[int, bool, float]:
         """The order of prefill, most urgent largest."""
+        if not self.limits.by_ratio:
+            return 0, False, -sequence.arrived
         work = self.pace.prefill_seconds(sequence.pending)
         at_risk = self.slack(sequence, now) < work
         return sequence.priority, at_risk, (now - sequence.arrived + work) / work
