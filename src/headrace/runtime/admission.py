@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from hashlib import blake2b
 
+from .grammar import Grammars
 from .kvcache import DIGEST_BYTES
 from .models.checkpoint import Checkpoint
 from .penalties import TokenCounts, wants_edits
@@ -17,7 +18,9 @@ from .text.detokenizer import Detokenizer, StopStrings
 MAX_RANKED = 20  # most likely tokens that may be asked for, as in OpenAI's API
 
 
-def admit(request: Request, checkpoint: Checkpoint, context: int, now: float) -> Sequence:
+def admit(
+    request: Request, checkpoint: Checkpoint, grammars: Grammars, context: int, now: float
+) -> Sequence:
     """The sequence of a request, for a context of `context` tokens. Raises RequestRefused."""
     asked, needs = request.sampling, request.objectives
     check(asked, checkpoint.architecture.vocabulary)
@@ -46,6 +49,7 @@ def admit(request: Request, checkpoint: Checkpoint, context: int, now: float) ->
         counts=TokenCounts(asked, tokens) if wants_edits(asked) else None,
         detokenizer=Detokenizer(checkpoint.vocabulary),
         stops=StopStrings(asked.stop),
+        matcher=None if request.grammar is None else grammars.matcher(request.grammar),
         arrived=now,
         priority=needs.priority,
         deadline=None if needs.ttft is None else now + needs.ttft,

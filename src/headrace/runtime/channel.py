@@ -18,6 +18,7 @@ from typing import Any
 from .request import (
     Counters,
     Finish,
+    Grammar,
     Objectives,
     Output,
     Request,
@@ -25,6 +26,7 @@ from .request import (
     SamplingParameters,
     Timings,
     TokenLogprob,
+    Tools,
 )
 
 Message = dict[str, Any]
@@ -63,12 +65,15 @@ def read_request(message: Message) -> Request:
     sampling = message["sampling"]
     for field in ("stop", "stop_tokens", "logit_bias"):
         sampling[field] = tuple(sampling[field])
+    grammar, tools = message["grammar"], message["tools"]
     return Request(
         message["id"],
         message["prompt"],
         SamplingParameters(**sampling),
         message["tenant"],
         Objectives(**message["objectives"]),
+        grammar and Grammar(**grammar),
+        tools and Tools(**{**tools, "functions": tuple(tools["functions"])}),
     )
 
 

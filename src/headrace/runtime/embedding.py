@@ -23,7 +23,7 @@ from .backends.base import Backend, Batch, KVLayout
 from .backends.choice import AUTO, choose
 from .models.architecture import Architecture
 from .models.assembly import classifier_program, pooled_program
-from .models.checkpoint import describe_directory
+from .models.checkpoint import blaming, describe_directory
 from .models.sentence import Sentences, read_sentences, score_is_raw
 from .plan import sampling_rows
 from .request import RequestRefused
@@ -134,11 +134,9 @@ class Encoder:
 
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
-        described = describe_directory(path, embeds=True)
-        model, sentences = described.architecture, read_sentences(path)
-        source = path / "tokenizer.json"
-        if not source.exists():
-            raise WeightsError(f"{path} has no tokenizer.json")
+        with blaming(path):
+            described, sentences = describe_directory(path, embeds=True), read_sentences(path)
+        model = described.architecture
         longest = min(sentences.longest or model.context, model.context)
         if model.head is None:
             program = pooled_program(model, sentences.pooling)
@@ -147,7 +145,7 @@ class Encoder:
         rows = max(options.batch_tokens, longest)
         kv = KVLayout(-(-rows // BLOCK_SIZE) + options.batch_texts, BLOCK_SIZE)
         backend = choose(options.backend)(program, described.weights, kv, options.threads)
-        reader = Reader(Tokenizer.from_file(str(source)), sentences, longest)
+        reader = Reader(read_tokenizer(path), sentences, longest)
         raw = score_is_raw(read_json(path / "config.json"))
         return cls(backend, model, reader, options, raw)
 
@@ -233,6 +231,17 @@ class Encoder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a directory. Raises WeightsError."""
+    source = path / "tokenizer.json"
+    if not source.exists():
+        raise WeightsError(f"{path} has no tokenizer.json")
+    try:
+        return Tokenizer.from_file(str(source))
+    except Exception as error:  # the package raises nothing more exact
+        raise WeightsError(f"{source} is not sound: {error}") from error
 
 
 def whole_texts(texts: Sequence[Encoded]) -> Batch:

@@ -23,6 +23,7 @@ from types import TracebackType
 from .admission import admit
 from .backends.base import Backend, KVLayout, Sampled
 from .backends.choice import AUTO, choose
+from .grammar import Grammars
 from .kvcache import BlockPool
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
@@ -33,6 +34,7 @@ from .request import (
     Counters,
     Finish,
     FinishReason,
+    Grammar,
     Output,
     Prompt,
     Request,
@@ -40,6 +42,7 @@ from .request import (
     SamplingParameters,
     Timings,
     TokenLogprob,
+    Tools,
 )
 from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
 from .sequence import Sequence
@@ -93,6 +96,8 @@ class Engine:
         self.pace = Pace()
         self.scheduler = Scheduler(self.pool, self.limits, self.pace)
         self.speculator = Speculator() if options.speculation else None
+        size = checkpoint.architecture.vocabulary
+        self.grammars = Grammars(checkpoint.vocabulary, size, options.threads)
         self.sequences: dict[str, Sequence] = {}
         self.steps = self.prompt_tokens = self.cached_tokens = 0
         self.generated_tokens = self.cancelled = 0
@@ -116,10 +121,14 @@ class Engine:
         return min(self.checkpoint.architecture.context, self.pool.blocks * self.pool.block_size)
 
     def generate(
-        self, prompt: Prompt, sampling: SamplingParameters = DEFAULT_SAMPLING
+        self,
+        prompt: Prompt,
+        sampling: SamplingParameters = DEFAULT_SAMPLING,
+        grammar: Grammar | None = None,
+        tools: Tools | None = None,
     ) -> Completion:
         """One generation, whole. Raises RequestRefused."""
-        outputs = list(self.stream(prompt, sampling))
+        outputs = list(self.stream(prompt, sampling, grammar, tools))
         finish = outputs[-1].finish
         if finish is None:
             raise RuntimeError("the stream ended without a reason")
@@ -127,10 +136,14 @@ class Engine:
         return Completion("".join(output.text for output in outputs), tokens, finish)
 
     def stream(
-        self, prompt: Prompt, sampling: SamplingParameters = DEFAULT_SAMPLING
+        self,
+        prompt: Prompt,
+        sampling: SamplingParameters = DEFAULT_SAMPLING,
+        grammar: Grammar | None = None,
+        tools: Tools | None = None,
     ) -> Iterator[Output]:
         """One generation as it comes. Closing the iterator cancels it. Raises RequestRefused."""
-        request = Request(secrets.token_hex(8), prompt, sampling)
+        request = Request(secrets.token_hex(8), prompt, sampling, grammar=grammar, tools=tools)
         self.submit(request)
         try:
             while request.id in self.sequences:
@@ -144,7 +157,7 @@ class Engine:
             raise RequestRefused("busy", "the engine's queue is full")
         if request.id in self.sequences:
             raise RequestRefused("invalid_value", "this id is running already", field="id")
-        sequence = admit(request, self.checkpoint, self.context, self.clock())
+        sequence = admit(request, self.checkpoint, self.grammars, self.context, self.clock())
         self.sequences[request.id] = sequence
         self.scheduler.add(sequence)
 
@@ -287,6 +300,10 @@ class Engine:
             sequence.first_token = self.clock()
         if sequence.counts is not None:
             sequence.counts.add(token)
+        matcher = sequence.matcher
+        if matcher is not None and not matcher.consume(token):
+            log.error("the grammar of request %s gave up: %s", sequence.id, matcher.error)
+            return self.rest(sequence), "error"
         if token in sequence.end_tokens:
             return self.rest(sequence), "stop"
         text, stopped = sequence.detokenizer.feed(token), False
@@ -294,6 +311,8 @@ class Engine:
             text, stopped = sequence.stops.feed(text)
         if stopped:
             return text, "stop"
+        if matcher is not None and matcher.stopped:
+            return text + self.rest(sequence), "stop"
         if len(sequence.tokens) >= sequence.limit:
             return text + self.rest(sequence), "length"
         return text, None

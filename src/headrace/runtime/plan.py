@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .backends.base import Batch, SamplingRows
+from .grammar import masks
 from .penalties import gather
 from .sampling import uniform
 from .scheduler import Span
 from .sequence import Sequence
+
+if TYPE_CHECKING:
+    from .guidance import Matcher  # an optional part
 
 NOT_SCORED = -1
 
@@ -89,6 +94,7 @@ def sampling_rows(wanted: Several[Probe]) -> SamplingRows:
         target=np.array([probe.target for probe in wanted], np.int32),
         ranked=max((ranked(probe) for probe in wanted), default=0),
         edits=gather([edits(probe) for probe in wanted]),
+        masks=masks([matcher(probe) for probe in wanted]),
     )
 
 
@@ -96,6 +102,11 @@ def ranked(probe: Probe) -> int:
     """How many of the most likely tokens the probe's request wants to see."""
     asked = probe.sequence.sampling
     return (asked.logprobs if probe.target == NOT_SCORED else asked.prompt_logprobs) or 0
+
+
+def matcher(probe: Probe) -> Matcher | None:
+    """What says which tokens the probe may choose, where its request has a grammar."""
+    return probe.sequence.matcher if probe.target == NOT_SCORED else None
 
 
 def edits(probe: Probe) -> tuple[list[int], list[float], list[float]] | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 # `late`: the TTFT target could no longer be met, so the request never ran
-FinishReason = Literal["stop", "length", "late", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "late", "error"]
+GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 Messages = Sequence[Mapping[str, Any]]  # role, content, as the chat template reads them
 Prompt = str | Sequence[int] | Messages  # text, token ids, or a conversation
 
@@ -62,6 +63,35 @@ NO_OBJECTIVES = Objectives()
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the answer's text must be.
+
+    `source` is a JSON schema as JSON text (`json_schema`), a regular expression in the syntax of
+    Rust's regex crate (`regex`), a JSON list of strings (`choice`), or a grammar in llguidance's
+    form of Lark (`lark`); a `json_object` has none. `lenient` passes over keywords of a schema
+    that cannot be enforced; without it they are refused.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+    lenient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Functions that the model may call, each as OpenAI's API has them: name, parameters ...
+
+    `required`: the answer is nothing but calls; with `named` one call of that function.
+    `parallel` allows several calls in one answer.
+    """
+
+    functions: tuple[Mapping[str, Any], ...]
+    required: bool = False
+    named: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One generation asked of the engine."""
 
@@ -70,6 +100,16 @@ class Request:
     sampling: SamplingParameters = DEFAULT_SAMPLING
     tenant: str = ""  # requests of one tenant may share the KV of equal prefixes
     objectives: Objectives = NO_OBJECTIVES
+    grammar: Grammar | None = None
+    tools: Tools | None = None  # goes with a conversation only
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made, whole; `arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +150,9 @@ class Output:
     """News of one request: more text, and at the end why it ended.
 
     `tokens` are the ids behind the text so far not reported; `text` may lag behind them while a
-    character or a possible stop string is incomplete. `logprobs` go with `tokens`, where they
+    character or a possible stop string or tool call is incomplete. Of a conversation, what a model
+    that reasons says before its answer is in `reasoning`, and calls are in `calls` once they are
+    whole; neither is in `text`. `logprobs` go with `tokens`, where they
     were asked for; `prompt_logprobs` come once, with the first token, for the prompt's tokens but
     the first.
     """
@@ -121,6 +163,8 @@ class Output:
     finish: Finish | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .kvcache import BlockTable
 from .penalties import TokenCounts
 from .request import SamplingParameters, TokenLogprob
 from .text.detokenizer import Detokenizer, StopStrings
+
+if TYPE_CHECKING:
+    from .guidance import Matcher  # an optional part
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +37,7 @@ class Sequence:
     first_token: float | None = None
     computed: int = 0
     cached: int = 0  # prompt tokens that were in the KV cache when the request was admitted
+    matcher: Matcher | None = None  # where the request has a grammar
     table: BlockTable = field(default_factory=BlockTable)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 

@@ -58,8 +58,10 @@ class Speculator:
             past = self.pasts.get(sequence.id)
             if past is None:
                 past = self.pasts[sequence.id] = Past()
-            # An edited row depends on the tokens before it, which a draft only guesses.
-            if sequence.counts is not None or len(sequence.tokens) < past.resume:
+            # An edited or masked row depends on the tokens before it, which a draft only guesses.
+            if sequence.counts is not None or sequence.matcher is not None:
+                continue
+            if len(sequence.tokens) < past.resume:
                 continue
             left = sequence.limit - len(sequence.tokens) - 1
             draft = past.guess(sequence.tokens, min(MOST, room, left))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from headrace.runtime.backends.base import KVLayout
-from headrace.runtime.backends.reference import ReferenceBackend
+from headrace.runtime.backends.base import KVLayout, Load
+from headrace.runtime.backends.reference import load as reference
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import Description
 from tests.fakes.programs import ragged_batch
@@ -72,10 +71,10 @@ def randomize(model: torch.nn.Module) -> None:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
 
 
-def prompts(lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
+def prompts() -> list[list[int]]:
     """Random tokens that are no special ones."""
     random = np.random.default_rng(3)
-    return [random.integers(3, SMALL["vocab_size"], length).tolist() for length in lengths]
+    return [random.integers(3, SMALL["vocab_size"], length).tolist() for length in LENGTHS]
 
 
 def expected(model: torch.nn.Module, tokens: list[int]) -> Logits:
@@ -85,19 +84,15 @@ def expected(model: torch.nn.Module, tokens: list[int]) -> Logits:
     return found
 
 
-def ours(
-    described: Description, steps: Sequence[Sequence[tuple[int, int]]] = STEPS
-) -> list[Logits]:
-    """The reference backend's logits at every position of the prompts, computed in `steps`."""
+def ours(described: Description, load: Load = reference) -> list[Logits]:
+    """A backend's logits at every position of the prompts, computed in `STEPS`."""
     kv = KVLayout(blocks=96, block_size=8)
-    program = decoder_program(described.architecture)
-    backend = ReferenceBackend(program, described.weights, kv)
-    lengths = [begin + count for begin, count in steps[-1]]
-    texts = prompts(lengths)
+    backend = load(decoder_program(described.architecture), described.weights, kv, 1)
+    texts = prompts()
     order = np.random.default_rng(5).permutation(kv.blocks).astype(np.int32)
-    tables = order[: len(lengths) * 20].reshape(len(lengths), 20)
-    found: list[list[Logits]] = [[] for _ in lengths]
-    for spans in steps:
+    tables = order[: len(texts) * 20].reshape(len(texts), 20)
+    found: list[list[Logits]] = [[] for _ in texts]
+    for spans in STEPS:
         rows = zip(texts, spans, strict=True)
         tokens = [token for text, (at, count) in rows for token in text[at : at + count]]
         logits = backend.logits(ragged_batch(spans, tables, kv, tokens))
@@ -107,9 +102,9 @@ def ours(
     return [np.concatenate(parts) for parts in found]
 
 
-def assert_agrees(described: Description, model: torch.nn.Module) -> None:
+def assert_agrees(described: Description, model: torch.nn.Module, load: Load = reference) -> None:
     """Ours and the oracle's logits are equal to 1e-4 at every position."""
-    found = ours(described)
+    found = ours(described, load)
     spread = max(float(np.ptp(logits)) for logits in found)
     assert spread > 0.5, "logits that hardly differ say nothing"
     for tokens, logits in zip(prompts(), found, strict=True):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 
+from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import describe_directory
+from headrace.runtime.models.program import demands
 from tests.conformance.models.oracle import assert_agrees, small, write
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -88,6 +91,19 @@ def test_every_family_gives_the_oracle_s_logits(tmp_path: Path, name: str) -> No
     family, changes = FAMILIES[name]
     model = write(tmp_path, getattr(transformers, f"{family}Config")(**small(**changes)))
     assert_agrees(describe_directory(tmp_path), model)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_native_backend_gives_them_too(tmp_path: Path, name: str) -> None:
+    """With float32 activations and KV; what it does not know is for the reference to run."""
+    cpu = pytest.importorskip("headrace.runtime.backends.cpu")
+    family, changes = FAMILIES[name]
+    model = write(tmp_path, getattr(transformers, f"{family}Config")(**small(**changes)))
+    described = describe_directory(tmp_path)
+    if lacking := demands(decoder_program(described.architecture)) - cpu.SUPPORTS:
+        pytest.skip(f"not known: {', '.join(sorted(lacking))}")
+    precise = partial(cpu.load, options=cpu.Options(precise=True))
+    assert_agrees(described, model, precise)
 
 
 def test_longrope_past_the_original_length(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,19 @@ def load_checkpoint(path: Path, served: int = 0) -> Checkpoint:
 
     Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
     """
+    with blaming(path):
+        return from_directory(path, served) if path.is_dir() else from_file(path, served)
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """A value of a wrong type or range somewhere in a description: the file is at fault."""
     try:
-        checkpoint = from_directory(path, served) if path.is_dir() else from_file(path, served)
+        yield
     except WeightsError:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        # A value of a wrong type or range somewhere in the description: the file is at fault.
         raise WeightsError(f"{path} does not describe a model: {error!r}") from error
-    return checkpoint
 
 
 def describe_file(file: GGUF, served: int = 0) -> Description:

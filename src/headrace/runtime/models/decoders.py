@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "tanh": "tanh",
 }
-MOST_LAYERS, MOST_VALUES, MOST_EXPERTS = 4096, 4096, 4096  # a model, a head, a layer
+MOST_LAYERS, MOST_VALUES, MOST_EXPERTS = 1024, 4096, 1024  # a model, a head, a layer
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 

@@ -53,7 +53,7 @@ ROPE: Mapping[str, str] = {
     "rope.scaling.yarn_beta_fast": "beta_fast",
     "rope.scaling.yarn_beta_slow": "beta_slow",
 }
-UNUSED = frozenset({"vocab_size", "rope.scaling.finetuned"})
+UNUSED = frozenset({"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"})
 
 
 @dataclass(frozen=True, slots=True)

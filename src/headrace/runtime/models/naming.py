@@ -24,7 +24,7 @@ Names = Mapping[str, str | tuple[str, ...]]
 UNUSED = ""  # a weight of a head that we do not run, as of masked language modelling
 
 
-def with_biases(names: Names) -> Names:
+def with_biases(names: Names) -> dict[str, str | tuple[str, ...]]:
     """The table, with a `.bias` beside every `.weight`."""
     found = dict(names)
     for name, target in names.items():
@@ -115,6 +115,13 @@ BERT = with_biases(
         "cls.seq_relationship.weight": UNUSED,
     }
 )
+# What the first BERT checkpoints call the parts of a norm.
+BERT |= {
+    name.replace(new, old): target
+    for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+    for name, target in BERT.items()
+    if name.endswith(new)
+}
 ROBERTA = with_biases(
     {
         **BERT,

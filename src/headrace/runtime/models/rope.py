@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..weights.gguf import WeightsError
 from .architecture import Rope
 from .fields import Fields, UnsupportedModel
 
@@ -143,8 +144,13 @@ def rope_of(
     pairs = int(head_size * (settings.get("partial_rotary_factor") or 1.0)) // 2
     trained = config.need("max_position_embeddings")
     span = Span(trained, min(served or trained, trained))
-    angles, scale = SCHEMES[scheme](settings, theta, pairs, span)
+    with np.errstate(all="ignore"):
+        angles, scale = SCHEMES[scheme](settings, theta, pairs, span)
     settings.refuse_unread()
+    if not np.isfinite(angles).all() or not math.isfinite(scale):
+        raise WeightsError(
+            f"RoPE with base {theta} and scaling {settings.values} has no frequencies"
+        )
     return Rope(tuple(angles.tolist()), interleaved=False, scale=scale)
 
 

@@ -1,0 +1,115 @@
+"""The binding to llguidance: a grammar over a model's vocabulary, and its masks.
+
+llguidance (github.com/guidance-ai/llguidance) parses with a derivative-based lexer and an Earley
+parser, and finds the allowed tokens by walking a trie of the vocabulary. Only this module imports
+it, so the runtime works without it: `runtime.grammar` looks for it when a grammar is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from .backends.base import Masks
+from .text.tokenizer import Vocabulary
+
+COMPILE_SECONDS = 0.5  # of processor time, the first mask included
+
+# Against hostile grammars: about 20 ms of lexer work and 10 MB of states at most a step.
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=500_000,
+    step_lexer_fuel=50_000,
+    step_max_items=20_000,
+    max_lexer_states=20_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
+
+
+class Matcher:
+    """Where one sequence stands in its grammar."""
+
+    def __init__(self, inner: LLMatcher, compiler: Compiler) -> None:
+        self.inner = inner
+        self.compiler = compiler
+
+    def fork(self) -> Matcher:
+        """A matcher of its own at the same place; it costs microseconds."""
+        return Matcher(self.inner.deep_copy(), self.compiler)
+
+    def consume(self, token: int) -> bool:
+        """Go on by a token; False where the grammar does not allow it, or gave up."""
+        return self.inner.consume_token(token)
+
+    @property
+    def error(self) -> str:
+        """Why it gave up, or nothing."""
+        return self.inner.get_error()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing may follow."""
+        return self.inner.is_stopped()
+
+
+class Compiler:
+    """Compiles grammars for one vocabulary. `size` is the number of the model's logits.
+
+    Raises ValueError where the vocabulary has no token that ends an answer.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, size: int, threads: int = 0) -> None:
+        self.words = -(-size // 32)
+        self.size = size
+        ends = sorted(vocabulary.end_ids)
+        if not ends:
+            raise ValueError("this model has no token that ends an answer")
+        self.tokenizer = LLTokenizer(
+            TokenizerWrapper(Spelling(vocabulary, size)), n_vocab=size, eos_token=ends
+        )
+        self.executor = LLExecutor(threads or None)
+
+    def compile(self, grammar: str) -> Matcher:
+        """A matcher at the start of `grammar`, in llguidance's own form. Raises ValueError."""
+        began = time.thread_time()
+        inner = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+        if not inner.is_error():
+            inner.compute_bitmask()  # what it finds out is kept for the copies
+        if inner.is_error():
+            raise ValueError(inner.get_error())
+        if time.thread_time() - began > COMPILE_SECONDS:
+            raise ValueError("it takes too long to compile")
+        return Matcher(inner, self)
+
+    def masks(self, rows: Sequence[Matcher | None]) -> Masks:
+        """What each row's matcher allows next, several at once on the executor's threads."""
+        constrained = [matcher for matcher in rows if matcher is not None]
+        allowed = np.zeros((len(constrained), self.words), np.uint32)
+        if len(constrained) == 1:
+            constrained[0].inner.unsafe_compute_mask_ptr(allowed.ctypes.data, allowed.nbytes)
+        else:
+            work = [(matcher.inner, index) for index, matcher in enumerate(constrained)]
+            self.executor.unsafe_compute_mask_ptr(
+                work, allowed.ctypes.data, self.words * allowed.itemsize, len(work)
+            )
+        there = np.array([matcher is not None for matcher in rows])
+        return Masks(np.where(there, np.cumsum(there) - 1, -1).astype(np.int32), allowed)
+
+
+class Spelling:
+    """A vocabulary as llguidance asks for it."""
+
+    def __init__(self, vocabulary: Vocabulary, size: int) -> None:
+        self.vocabulary = vocabulary
+        self.eos_token_id = min(vocabulary.end_ids)
+        self.bos_token_id = vocabulary.bos_id
+        self.tokens = [vocabulary.label(token) for token in range(size)]
+        self.special_token_ids = sorted(vocabulary.specials | vocabulary.end_ids)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Ids of a text."""
+        whole = text if isinstance(text, str) else text.decode()
+        return self.vocabulary.encode(whole, add_bos=False)
