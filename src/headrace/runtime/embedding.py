@@ -135,8 +135,9 @@ class Encoder:
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
         with blaming(path):
-            described, sentences = describe_directory(path, embeds=True), read_sentences(path)
-        model = described.architecture
+            described = describe_directory(path, embeds=True)
+            model = described.architecture
+            sentences = read_sentences(path, otherwise="last" if model.causal else "mean")
         longest = min(sentences.longest or model.context, model.context)
         if model.head is None:
             program = pooled_program(model, sentences.pooling)

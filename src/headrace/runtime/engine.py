@@ -289,8 +289,16 @@ class Engine:
             tokens=tuple(chosen[:taken]),
             finish=None if reason is None else self.end(sequence, reason),
             logprobs=tuple(self.logprob(sampled, place, shown or 0) for place in places),
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if first else (),
+            prompt_logprobs=self.prompt_logprobs(sequence) if first else (),
         )
+
+    def prompt_logprobs(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
+        """Those of a prompt, where they were asked for; nothing comes before its first token."""
+        if sequence.sampling.prompt_logprobs is None:
+            return ()
+        head = sequence.tokens[0]
+        first = TokenLogprob(head, self.checkpoint.vocabulary.label(head), None)
+        return (first, *sequence.prompt_logprobs)
 
     def append(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
         """Append one token: the text that may be shown now, and why it is the last if it is."""

@@ -116,12 +116,13 @@ class ToolCall:
 class TokenLogprob:
     """A token, its log-probability, and the most likely tokens at its place with theirs.
 
-    `bytes` are what the token stands for; of a special token its name.
+    `logprob` is None for the first token of a prompt: nothing comes before it. `bytes` are what
+    the token stands for; of a special token its name.
     """
 
     token: int
     bytes: bytes
-    logprob: float
+    logprob: float | None
     ranked: tuple[TokenLogprob, ...] = ()
 
 
@@ -152,9 +153,8 @@ class Output:
     `tokens` are the ids behind the text so far not reported; `text` may lag behind them while a
     character or a possible stop string or tool call is incomplete. Of a conversation, what a model
     that reasons says before its answer is in `reasoning`, and calls are in `calls` once they are
-    whole; neither is in `text`. `logprobs` go with `tokens`, where they
-    were asked for; `prompt_logprobs` come once, with the first token, for the prompt's tokens but
-    the first.
+    whole; neither is in `text`. `logprobs` go with `tokens`, where they were asked for;
+    `prompt_logprobs` come once, with the first token, for the prompt's tokens.
     """
 
     id: str

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from headrace.registry.pull import pull
 from headrace.runtime.embedding import Embeddings, Encoder, EncoderOptions
+from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.fields import UnsupportedModel
 from headrace.runtime.request import RequestRefused
 from tests.conformance.models.oracle import randomize, small, write
@@ -167,7 +168,8 @@ def test_a_step_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
         Encoder.load(tmp_path, OPTIONS)
 
 
-def test_a_decoder_embeds_by_its_last_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_decoder_embeds_by_its_last_token(tmp_path: Path, stated: bool) -> None:
     torch.manual_seed(4)
     config = transformers.Qwen3Config(**small(head_dim=16))
     model = transformers.Qwen3Model(config)
@@ -175,7 +177,8 @@ def test_a_decoder_embeds_by_its_last_token(tmp_path: Path) -> None:
     model.train(False)
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    write_modules(tmp_path, "pooling_mode_lasttoken", "Normalize")
+    if stated:
+        write_modules(tmp_path, "pooling_mode_lasttoken", "Normalize")
     with Encoder.load(tmp_path, OPTIONS) as encoder:
         found = encoder.embed(TEXTS)
         for text, vector in zip(TEXTS, found.vectors, strict=True):
@@ -220,6 +223,12 @@ def test_a_model_refuses_what_it_is_not_for(tmp_path: Path) -> None:
             encoder.embed(TEXTS)
         with pytest.raises(RequestRefused, match="no one score"):
             encoder.rank("w1", TEXTS)
+
+
+def test_an_encoder_is_no_engine_s_model(tmp_path: Path) -> None:
+    build(tmp_path, "bert", "")
+    with pytest.raises(UnsupportedModel, match="does not generate text"):
+        Engine.load(tmp_path, EngineOptions(backend="reference", kv_tokens=64))
 
 
 def test_minilm_gives_the_oracle_s_vectors_and_ids() -> None:
