@@ -21,14 +21,13 @@ from headrace.protocol.errors import (
     Overloaded,
 )
 from headrace.protocol.generation import Event, GenerationRequest
-from headrace.providers.local_choices import Choices, best, interleave, requests
+from headrace.providers.local_choices import RETRY_AFTER, Choices, best, interleave, requests
 from headrace.runtime.engine import EngineOptions
 from headrace.runtime.process import EngineDied, EngineProcess
 from headrace.runtime.request import Prompt, Request, RequestRefused, SamplingParameters
 from headrace.runtime.scheduler import Limits
 
 COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
-RETRY_AFTER = 1.0  # seconds
 
 # Fields that change nothing about the tokens.
 HARMLESS = frozenset(

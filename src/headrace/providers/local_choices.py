@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from headrace.protocol.errors import InternalFault
+from headrace.protocol.errors import InternalFault, Overloaded
 from headrace.protocol.generation import (
     ChoiceFinished,
     EngineTimings,
@@ -24,6 +24,8 @@ from headrace.protocol.generation import (
 )
 from headrace.runtime.request import Finish, Output, Request
 from headrace.runtime.request import TokenLogprob as EngineLogprob
+
+RETRY_AFTER = 1.0  # seconds
 
 LEAST_LOGPROB = -9999.0  # what stands for a probability of zero, as in OpenAI's API
 _SEEDS = 2**64
@@ -184,7 +186,15 @@ def mean_logprob(deltas: Sequence[TextDelta]) -> float:
 
 
 def reason_of(finish: Finish) -> FinishReason:
-    """Why a generation ended. Raises InternalFault where the engine's step failed."""
+    """Why a generation ended.
+
+    Raises Overloaded where it could not begin in time, InternalFault where a step failed.
+    """
+    if finish.reason == "late":
+        raise Overloaded(
+            "The first token could not be given within the request's target.",
+            retry_after=RETRY_AFTER,
+        )
     if finish.reason not in ("stop", "length"):
         raise InternalFault
     return finish.reason

@@ -22,7 +22,7 @@ def admit(
     request: Request, checkpoint: Checkpoint, grammars: Grammars, context: int, now: float
 ) -> Sequence:
     """The sequence of a request, for a context of `context` tokens. Raises RequestRefused."""
-    asked = request.sampling
+    asked, needs = request.sampling, request.objectives
     check(asked, checkpoint.architecture.vocabulary)
     tokens = encode(checkpoint, request.prompt)
     if len(tokens) >= context:
@@ -51,6 +51,9 @@ def admit(
         stops=StopStrings(asked.stop),
         matcher=None if request.grammar is None else grammars.matcher(request.grammar),
         arrived=now,
+        priority=needs.priority,
+        deadline=None if needs.ttft is None else now + needs.ttft,
+        step_target=needs.itl,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+# `late`: the TTFT target could no longer be met, so the request never ran
+FinishReason = Literal["stop", "length", "tool_calls", "late", "error"]
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 Messages = Sequence[Mapping[str, Any]]  # role, content, as the chat template reads them
 Prompt = str | Sequence[int] | Messages  # text, token ids, or a conversation
@@ -42,6 +43,23 @@ class SamplingParameters:
 
 
 DEFAULT_SAMPLING = SamplingParameters()
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What a request needs of the scheduler.
+
+    A higher `priority` goes first. A request that cannot get its first token within `ttft`
+    seconds is refused as soon as that is clear; `itl` seconds between its tokens bound what is
+    computed beside it.
+    """
+
+    priority: int = 0
+    ttft: float | None = None
+    itl: float | None = None
+
+
+NO_OBJECTIVES = Objectives()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,7 @@ class Request:
     prompt: Prompt
     sampling: SamplingParameters = DEFAULT_SAMPLING
     tenant: str = ""  # requests of one tenant may share the KV of equal prefixes
+    objectives: Objectives = NO_OBJECTIVES
     grammar: Grammar | None = None
     tools: Tools | None = None  # goes with a conversation only
 
@@ -170,7 +189,8 @@ class Counters:
 class RequestRefused(ValueError):
     """The request can never run; `code` is machine-readable.
 
-    Codes: `context_too_long` (details limit, tokens), `invalid_value` (details field), `busy`.
+    Codes: `context_too_long` (details limit, tokens), `invalid_value` (details field), `busy`
+    (the queue is full).
     """
 
     def __init__(self, code: str, message: str, **details: Any) -> None:
