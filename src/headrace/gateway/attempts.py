@@ -121,10 +121,10 @@ class Execution:
         self, attempt: Attempt, begun: float, first: float | None, failure: BaseException | None
     ) -> None:
         if failure is None:
-            self._health.succeeded(attempt.provider)
+            self._health.succeeded(attempt.host)
             message = code = None
         elif isinstance(failure, HeadraceError):
-            self._health.failed(attempt.provider, failure)
+            self._health.failed(attempt.host, failure)
             message, code = failure.message, failure.code or failure.kind
         elif isinstance(failure, Exception):
             message, code = type(failure).__name__, "internal"

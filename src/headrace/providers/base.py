@@ -27,8 +27,8 @@ class Provider(Protocol):
         """
         ...
 
-    def ready(self) -> bool:
-        """Whether a call made now has a chance; never blocks."""
+    def ready(self, model: str) -> bool:
+        """Whether a call to the upstream's `model` made now has a chance; never blocks."""
         ...
 
     async def start(self) -> None:

@@ -62,9 +62,9 @@ class LocalProvider:
         )
         self.engines = {source: EngineProcess(path, options) for source, path in models.items()}
 
-    def ready(self) -> bool:
-        """Whether every model's engine takes requests."""
-        return all(engine.ready for engine in self.engines.values())
+    def ready(self, model: str) -> bool:
+        """Whether the model's engine takes requests."""
+        return self.engines[model].ready
 
     async def start(self) -> None:
         """Load all models at once. Raises EngineFailed where one cannot be."""

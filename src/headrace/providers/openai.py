@@ -63,7 +63,7 @@ class OpenAIProvider:
         self._slots = asyncio.Semaphore(settings.max_connections)
         self._session: aiohttp.ClientSession | None = None
 
-    def ready(self) -> bool:
+    def ready(self, model: str) -> bool:
         """Whether the pool is open."""
         return self._session is not None
 

@@ -76,24 +76,24 @@ def _by_health(
 ) -> tuple[tuple[Attempt, ...], tuple[Skipped, ...]]:
     """Split the candidates into those to try and those to skip."""
     cooling = health.cooling
-    if all(candidate.provider in cooling for candidate in candidates):
+    if all(candidate.host in cooling for candidate in candidates):
         return (
             tuple(
                 Attempt(
                     model=candidate.model,
                     provider=candidate.provider,
                     upstream_model=candidate.upstream_model,
-                    reason=f"{candidate.reason}; tried although {cooling[candidate.provider]}, "
+                    reason=f"{candidate.reason}; tried although {cooling[candidate.host]}, "
                     "because every candidate is cooling",
                 )
                 for candidate in candidates
             ),
             (),
         )
-    attempts = tuple(c for c in candidates if c.provider not in cooling)
+    attempts = tuple(c for c in candidates if c.host not in cooling)
     skipped = tuple(
-        Skipped(model=c.model, provider=c.provider, reason=cooling[c.provider])
+        Skipped(model=c.model, provider=c.provider, reason=cooling[c.host])
         for c in candidates
-        if c.provider in cooling
+        if c.host in cooling
     )
     return attempts, skipped

@@ -105,8 +105,12 @@ class EngineProcess:
                 stdin=asyncio.subprocess.DEVNULL,
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
-        line = await reader.readline()
-        message = parse(line or frame("failed", message="its process ended"))
+        try:
+            line = await reader.readline()
+            message = parse(line or frame("failed", message="its process ended"))
+        except BaseException:
+            writer.close()  # on which the process ends
+            raise
         if message["kind"] == "failed":
             writer.close()
             await self.process.wait()
