@@ -43,6 +43,10 @@ class EncoderOptions:
     batch_tokens: int = 4096  # of one step; a longer text has a step of its own
     batch_texts: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1 or self.batch_texts < 1:
+            raise ValueError("batch_tokens and batch_texts must be at least 1")
+
 
 DEFAULT_OPTIONS = EncoderOptions()
 
