@@ -129,12 +129,10 @@ class BareJSON:
     def read(self, text: str, *, final: bool) -> Read | None:
         """As in `Reader`."""
         try:
-            while (end := self.span.end(text)) is not None:
+            while (end := self.next_end(text)) is not None:
                 self.calls += calls_of(text[self.begun : end])
                 self.used = end
-                separator = SEPARATOR.match(text, end)
-                self.begun = separator.end() if separator else end
-                self.span = JSONSpan(self.begun)
+                self.span = JSONSpan(end)
         except NotACall:
             if not self.calls:
                 raise
@@ -144,6 +142,14 @@ class BareJSON:
             rest = text[self.used :].strip(" \t\r\n;")
             return Read(tuple(self.calls), self.used if rest else len(text))
         return None
+
+    def next_end(self, text: str) -> int | None:
+        """The index after the object that is read. Raises NotACall."""
+        if self.calls and not self.span.begun:
+            separator = SEPARATOR.match(text, self.used)
+            self.begun = separator.end() if separator else self.used
+            self.span = JSONSpan(self.begun)
+        return self.span.end(text)
 
 
 class ListedJSON:
