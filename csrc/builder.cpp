@@ -33,7 +33,7 @@ void Buffer::grow(std::size_t rows) {
   floats.grow(product(product(rows, width), sizeof(float)));
   if (bytes) {
     const std::size_t whole = (rows + kTileRows - 1) / kTileRows * kTileRows;
-    codes.grow(product(whole, width));
+    codes.grow(product(whole, kPlanes * width));
     blocks.grow(product(product(whole, width / kBlock), sizeof(ActivationBlock)));
   }
 }

@@ -13,8 +13,10 @@
 
 namespace headrace {
 
-// A block of 32 activations as signed bytes: value = scale · code. The sums of its codes pay for
-// the weights' zero points and minima.
+// A block of 32 activations as codes of 15 bits, in two planes of signed bytes: value = scale · code,
+// code = 128 · upper + lower. The sums of its codes pay for the weights' zero points and minima.
+constexpr int kPlanes = 2;
+constexpr int kPlaneBits = 7;
 struct ActivationBlock {
   float scale;
   float sum;          // scale · (low + high)
@@ -23,7 +25,7 @@ struct ActivationBlock {
 };
 
 // Rows of activations in tiles of 8 rows, so that a kernel reads one stream: codes
-// [rows / 8, columns / 32, 8, 32], blocks [rows / 8, columns / 32, 8].
+// [rows / 8, columns / 32, 8, 2 (upper, lower), 32], blocks [rows / 8, columns / 32, 8].
 constexpr std::size_t kTileRows = 8;
 struct Activations {
   std::int8_t* codes;

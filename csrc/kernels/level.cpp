@@ -10,9 +10,9 @@ extern const Kernels kKernels;
 const Kernels kKernels = {
     .level = HEADRACE_TEXT(HEADRACE_LEVEL),
 #if defined(__AVX512F__)
-    .integer = "avx512-vnni",
+    .integer = "avx512-vnni, 15-bit activations",
 #elif defined(__AVX2__)
-    .integer = "avx2-maddubs",
+    .integer = "avx2-maddubs, 15-bit activations",
 #else
     .integer = nullptr,
 #endif

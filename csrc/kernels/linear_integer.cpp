@@ -1,8 +1,9 @@
 // Linear over packed weights: bytes times bytes, summed in 32-bit integers a block, scaled in float.
 //
-// Activations are rounded to 8 bits a block of 32 (scale = largest magnitude / 127). That is a
-// choice: it costs about 0.4% of a block's largest value and buys four products an instruction and lane.
-// A row's result does not depend on the other rows of the step.
+// Activations are rounded to 15 bits a block of 32 (scale = largest magnitude / 16256), in two planes
+// of bytes: code = 128 · upper + lower, upper -127..127, lower -64..63. Each unpacked weight meets both
+// planes, and the sums are joined in 32 bits, exactly. 128 and not 256, so that a pair of products
+// fits 16 bits also where a weight is -128. A row's result does not depend on the other rows of the step.
 #include "level.h"
 
 namespace headrace::HEADRACE_LEVEL {
@@ -13,6 +14,9 @@ namespace {
 
 constexpr int kParts = kPanelRows / kLanes;
 constexpr int kTall = kLanes == 16 ? 8 : 4;
+// Bytes of weights that are fetched in advance: panels follow one another, and the many instructions
+// a block takes leave the processor little room to run ahead to the next loads by itself.
+constexpr std::ptrdiff_t kAhead = 4096;
 
 inline IntVector load_codes(const std::uint8_t* from) {
   IntVector value;
@@ -24,22 +28,6 @@ inline IntVector broadcast(const std::int8_t* from) {
   std::int32_t four;
   __builtin_memcpy(&four, from, 4);
   return four - IntVector{};
-}
-
-// sums += four products a lane; weights are 0..63, or any signed byte where SIGNED.
-template <bool SIGNED>
-inline IntVector dot(IntVector sums, IntVector weights, IntVector activations) {
-#if defined(__AVX512F__)
-  return (IntVector)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)activations);
-#else
-  __m256i left = (__m256i)weights, right = (__m256i)activations;
-  if constexpr (SIGNED) {
-    right = _mm256_sign_epi8(right, left);
-    left = _mm256_abs_epi8(left);
-  }
-  const __m256i pairs = _mm256_maddubs_epi16(left, right);
-  return sums + (IntVector)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#endif
 }
 
 constexpr bool has_minimum(PanelKind kind) { return kind == PanelKind::Q4Min || kind == PanelKind::Q5Min; }
@@ -68,40 +56,87 @@ inline IntVector high_bits(const IntVector* high, int group, int half) {
   }
 }
 
-// One block: sums of products of the columns 0..15 and 16..31 (one array where they share a scale).
-template <PanelKind KIND, int ROWS>
-inline void block_sums(const std::uint8_t* codes, const std::int8_t* activations, IntVector* low, IntVector* high) {
+// Weights of the columns 16 · half + 4g, g = 0..3, of a block.
+template <PanelKind KIND>
+inline void unpack(const std::uint8_t* codes, IntVector (&out)[8]) {
   if constexpr (KIND == PanelKind::Q8) {
     for (int group = 0; group < 8; ++group) {
-      IntVector weights = load_codes(codes + 64 * group);
-      if constexpr (kLanes == 16) weights ^= static_cast<std::int32_t>(0x80808080);
-      for (int r = 0; r < ROWS; ++r) {
-        low[r] = dot<true>(low[r], weights, broadcast(activations + r * kBlock + 4 * group));
-      }
+      out[group] = load_codes(codes + 64 * group);
+      if constexpr (kLanes == 16) out[group] ^= static_cast<std::int32_t>(0x80808080);
     }
-  } else {
-    IntVector extra[2] = {};
-    if constexpr (KIND == PanelKind::Q5 || KIND == PanelKind::Q5Min || KIND == PanelKind::Q6) {
-      extra[0] = load_codes(codes + 256);
-    }
-    if constexpr (KIND == PanelKind::Q6) extra[1] = load_codes(codes + 320);
+    return;
+  }
+  IntVector extra[2] = {};
+  if constexpr (KIND == PanelKind::Q5 || KIND == PanelKind::Q5Min || KIND == PanelKind::Q6) {
+    extra[0] = load_codes(codes + 256);
+  }
+  if constexpr (KIND == PanelKind::Q6) extra[1] = load_codes(codes + 320);
 #pragma GCC unroll 4
-    for (int group = 0; group < 4; ++group) {
-      const IntVector both = load_codes(codes + 64 * group);
-      IntVector first = both & 0x0f0f0f0f, second = (both >> 4) & 0x0f0f0f0f;
-      if constexpr (KIND != PanelKind::Q4 && KIND != PanelKind::Q4Min) {
-        first |= high_bits<KIND>(extra, group, 0);
-        second |= high_bits<KIND>(extra, group, 1);
-      }
-      IntVector* upper = KIND == PanelKind::Q6 ? high : low;
-      for (int r = 0; r < ROWS; ++r) {
-        const std::int8_t* from = activations + r * kBlock + 4 * group;
-        low[r] = dot<false>(low[r], first, broadcast(from));
-        upper[r] = dot<false>(upper[r], second, broadcast(from + 16));
-      }
+  for (int group = 0; group < 4; ++group) {
+    const IntVector both = load_codes(codes + 64 * group);
+    out[group] = both & 0x0f0f0f0f;
+    out[group + 4] = (both >> 4) & 0x0f0f0f0f;
+    if constexpr (KIND != PanelKind::Q4 && KIND != PanelKind::Q4Min) {
+      out[group] |= high_bits<KIND>(extra, group, 0);
+      out[group + 4] |= high_bits<KIND>(extra, group, 1);
     }
   }
 }
+
+#if defined(__AVX512F__)
+
+// `from` plus the products of COUNT groups of weights with an activation block's codes, both planes.
+template <PanelKind, int COUNT>
+inline IntVector products(IntVector from, const IntVector* weights, const std::int8_t* codes) {
+  __m512i upper{}, lower = (__m512i)from;
+#pragma GCC unroll 8
+  for (int g = 0; g < COUNT; ++g) {
+    const auto weight = (__m512i)weights[g];
+    upper = _mm512_dpbusd_epi32(upper, weight, (__m512i)broadcast(codes + 4 * g));
+    lower = _mm512_dpbusd_epi32(lower, weight, (__m512i)broadcast(codes + kBlock + 4 * g));
+  }
+  return ((IntVector)upper << kPlaneBits) + (IntVector)lower;
+}
+
+#else
+
+// Groups whose products, two of at most 127 · the largest code, can be summed in 16 bits.
+constexpr int safe_groups(PanelKind kind) {
+  switch (kind) {
+    case PanelKind::Q4:
+    case PanelKind::Q4Min: return 8;
+    case PanelKind::Q5:
+    case PanelKind::Q5Min: return 4;
+    case PanelKind::Q6: return 2;
+    case PanelKind::Q8: return 1;
+  }
+}
+
+template <PanelKind KIND, int COUNT>
+inline IntVector products(IntVector from, const IntVector* weights, const std::int8_t* codes) {
+  constexpr int kSafe = safe_groups(KIND) < COUNT ? safe_groups(KIND) : COUNT;
+#pragma GCC unroll 8
+  for (int first = 0; first < COUNT; first += kSafe) {
+    __m256i sums[2] = {};
+#pragma GCC unroll 8
+    for (int g = first; g < first + kSafe; ++g) {
+#pragma GCC unroll 2
+      for (int plane = 0; plane < 2; ++plane) {
+        auto left = (__m256i)weights[g], right = (__m256i)broadcast(codes + plane * kBlock + 4 * g);
+        if constexpr (KIND == PanelKind::Q8) {
+          right = _mm256_sign_epi8(right, left);
+          left = _mm256_abs_epi8(left);
+        }
+        sums[plane] = _mm256_add_epi16(sums[plane], _mm256_maddubs_epi16(left, right));
+      }
+    }
+    from += (IntVector)_mm256_madd_epi16(sums[0], _mm256_set1_epi16(1 << kPlaneBits)) +
+            (IntVector)_mm256_madd_epi16(sums[1], _mm256_set1_epi16(1));
+  }
+  return from;
+}
+
+#endif
 
 template <PanelKind KIND, int ROWS>
 void rows(const IntegerPanel& job, std::size_t first) {
@@ -113,28 +148,34 @@ void rows(const IntegerPanel& job, std::size_t first) {
     Vector sums[ROWS] = {};
     const std::uint8_t* at = job.panel + part * kLanes * 4;
     const std::uint8_t* header = job.panel + part * kLanes * 2;
-    const std::int8_t* activations = job.source.codes + start * kBlock;
+    const std::int8_t* activations = job.source.codes + start * kPlanes * kBlock;
     const ActivationBlock* scales = job.source.blocks + start;
     for (std::size_t b = 0; b < blocks; ++b) {
-      IntVector low[ROWS], high[ROWS];
-      for (int r = 0; r < ROWS; ++r) {
-        const ActivationBlock& block = scales[r];
-        low[r] = IntVector{} - kZero * (kTwoScales ? block.low : block.low + block.high);
-        if constexpr (kTwoScales) high[r] = IntVector{} - kZero * block.high;
-      }
-      block_sums<KIND, ROWS>(at + kHeader, activations, low, high);
+      for (int line = 0; line < panel_block_bytes(KIND); line += 64) __builtin_prefetch(at + kAhead + line);
+      IntVector weights[8];
+      unpack<KIND>(at + kHeader, weights);
       const auto* halves = reinterpret_cast<const std::uint16_t*>(header);
       const Vector scale = load_half(halves);
       const Vector second = kHeader == 64 ? load_half(halves + 16) : Vector{};
+#pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
         const ActivationBlock& block = scales[r];
-        sums[r] += __builtin_convertvector(low[r], Vector) * (scale * block.scale);
-        if constexpr (kTwoScales) sums[r] += __builtin_convertvector(high[r], Vector) * (second * block.scale);
+        const std::int8_t* codes = activations + r * kPlanes * kBlock;
+        const IntVector none{};
+        if constexpr (kTwoScales) {
+          const IntVector low = products<KIND, 4>(none - kZero * block.low, weights, codes);
+          const IntVector high = products<KIND, 4>(none - kZero * block.high, weights + 4, codes + 16);
+          sums[r] += __builtin_convertvector(low, Vector) * (scale * block.scale);
+          sums[r] += __builtin_convertvector(high, Vector) * (second * block.scale);
+        } else {
+          const IntVector all = products<KIND, 8>(none - kZero * (block.low + block.high), weights, codes);
+          sums[r] += __builtin_convertvector(all, Vector) * (scale * block.scale);
+        }
         if constexpr (has_minimum(KIND)) sums[r] += second * block.sum;
       }
       at += panel_block_bytes(KIND);
       header += panel_block_bytes(KIND);
-      activations += kTileRows * kBlock;
+      activations += kTileRows * kPlanes * kBlock;
       scales += kTileRows;
     }
     for (int r = 0; r < ROWS; ++r) {
@@ -173,23 +214,27 @@ void quantise(const float* source, std::size_t blocks, const Activations& out, s
   typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
   for (std::size_t b = 0; b < blocks; ++b, source += kBlock) {
     const std::size_t index = out.block_index(row, first + b);
-    std::int8_t* codes = out.codes + index * kBlock;
+    std::int8_t* codes = out.codes + index * kPlanes * kBlock;
     Vector most{};
     for (int i = 0; i < kBlock; i += kLanes) {
       const Vector value = load(source + i);
       most = larger(most, value < 0 ? -value : value);
     }
+    constexpr int kLargest = 127 << kPlaneBits;
     const float top = maximum(most);
-    const float inverse = top > 0 ? 127.0f / top : 0.0f;
+    const float inverse = top > 0 ? static_cast<float>(kLargest) / top : 0.0f;
     IntVector halves[2] = {};
     for (int i = 0; i < kBlock; i += kLanes) {
       const IntVector code = __builtin_convertvector(nearest(load(source + i) * inverse), IntVector);
-      const Bytes bytes = __builtin_convertvector(code, Bytes);
-      __builtin_memcpy(codes + i, &bytes, sizeof bytes);
+      const IntVector upper = (code + (1 << (kPlaneBits - 1))) >> kPlaneBits;
+      const Bytes planes[2] = {__builtin_convertvector(upper, Bytes),
+                               __builtin_convertvector(code - (upper << kPlaneBits), Bytes)};
+      __builtin_memcpy(codes + i, &planes[0], sizeof(Bytes));
+      __builtin_memcpy(codes + kBlock + i, &planes[1], sizeof(Bytes));
       halves[i / 16] += code;
     }
     const std::int32_t low = sum(halves[0]), high = sum(halves[1]);
-    const float scale = top / 127.0f;
+    const float scale = top / static_cast<float>(kLargest);
     out.blocks[index] = {scale, scale * static_cast<float>(low + high), low, high};
   }
 }

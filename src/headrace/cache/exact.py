@@ -7,10 +7,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from headrace.protocol.generation import Event, Finished, TextDelta, ToolCallDelta
+from headrace.protocol.generation import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    PromptScored,
+    TextDelta,
+    ToolCallDelta,
+)
 
 _ENTRY_BYTES = 512  # key, entry, tuple and the map's own share
 _EVENT_BYTES = 64  # one event without its text
+_LOGPROB_BYTES = 192  # one log-probability with its text and bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +37,24 @@ def storable(events: tuple[Event, ...], *, tool_calls: bool = False) -> bool:
     last = events[-1] if events else None
     if not isinstance(last, Finished):
         return False
-    if tool_calls and last.reason == "tool_calls":
-        return True
+    reasons = {last.reason, *(e.reason for e in events if isinstance(e, ChoiceFinished))}
     called = any(isinstance(event, ToolCallDelta) for event in events)
-    return last.reason in ("stop", "length") and (tool_calls or not called)
+    good = {"stop", "length", "tool_calls"} if tool_calls else {"stop", "length"}
+    return reasons <= good and (tool_calls or not called)
 
 
 def size_of(events: tuple[Event, ...]) -> int:
     """Estimated bytes that `events` hold in memory."""
-    return _ENTRY_BYTES + sum(_EVENT_BYTES + sys.getsizeof(_text(event)) for event in events)
+    return _ENTRY_BYTES + sum(_EVENT_BYTES + _held(event) for event in events)
 
 
-def _text(event: Event) -> str:
-    if isinstance(event, TextDelta):
-        return event.text
-    return event.arguments if isinstance(event, ToolCallDelta) else ""
+def _held(event: Event) -> int:
+    if isinstance(event, ToolCallDelta):
+        return sys.getsizeof(event.arguments)
+    size = sys.getsizeof(event.text) if isinstance(event, TextDelta) else 0
+    if isinstance(event, TextDelta | PromptScored):
+        size += _LOGPROB_BYTES * sum(1 + len(one.ranked) for one in event.logprobs)
+    return size
 
 
 class ExactCache:

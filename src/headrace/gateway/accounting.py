@@ -11,10 +11,10 @@ from headrace.gateway.call import Call
 from headrace.gateway.services import Services
 from headrace.observability.record import AttemptRecord, CallRecord, CallStatus
 from headrace.protocol.errors import HeadraceError
-from headrace.protocol.generation import EngineTimings, Usage
+from headrace.protocol.generation import EngineTimings, GenerationRequest, Usage
 
 MILLION = 1_000_000
-_EMPTY: tuple[object, ...] = ((), {}, [])
+_SILENT = GenerationRequest(endpoint="chat", model="")  # says nothing
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0)
 
 
@@ -142,4 +142,8 @@ def _input(call: Call) -> dict[str, Any] | None:
     if request is None:
         return None
     fields = ((name, getattr(request, name)) for name in request.__struct_fields__)
-    return {name: value for name, value in fields if value is not None and value not in _EMPTY}
+    return {
+        name: value
+        for name, value in fields
+        if name == "endpoint" or (name != "tenant" and value != getattr(_SILENT, name))
+    }

@@ -16,7 +16,7 @@ from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
 from headrace.protocol import sse
 from headrace.protocol.errors import UpstreamError
-from headrace.protocol.generation import Event, Finished
+from headrace.protocol.generation import ChoiceFinished, Event, Finished
 from headrace.protocol.openai_answer import ChunkEncoder, Identity, answer_id, whole_body
 
 
@@ -32,16 +32,25 @@ async def stream(
 ) -> bytes:
     """Run the generation and send each event as it comes; the last frames, not yet sent."""
     encoder: ChunkEncoder | None = None
+    opened: set[int] = set()  # choices
+    closed: set[int] = set()
     async for event in events:
         _take(services, call, event)
         frames = b""
         if encoder is None:
             encoder = ChunkEncoder(_identity(services, call), include_usage=include_usage)
-            opening = encoder.opening()
-            frames = b"" if opening is None else sse.data_frame(opening)
             await reply.open_stream(decision_headers(call))
+        if (choice := getattr(event, "choice", 0)) not in opened:
+            opened.add(choice)
+            opening = encoder.opening(choice)
+            frames = b"" if opening is None else sse.data_frame(opening)
+        if isinstance(event, ChoiceFinished):
+            closed.add(event.choice)
+            await reply.write(frames + sse.data_frame(encoder.closing(event.reason, event.choice)))
+            continue
         if isinstance(event, Finished):
-            frames += sse.data_frame(encoder.closing(event.reason))
+            if not closed:
+                frames += sse.data_frame(encoder.closing(event.reason))
             if include_usage:
                 frames += sse.data_frame(encoder.usage(event))
             return frames + sse.DONE
@@ -72,7 +81,7 @@ def _take(services: Services, call: Call, event: Event) -> None:
     if call.served is None and call.execution is not None:
         call.served = call.execution.served
     call.answer.add(event)
-    if not isinstance(event, Finished):
+    if not isinstance(event, ChoiceFinished | Finished):
         call.last_delta = services.clock()
         if call.first_delta is None:
             call.first_delta = call.last_delta

@@ -58,7 +58,7 @@ class Lookup:
         if cache is None or wish == "off" or not (wish == "on" or request.deterministic):
             call.execution = execution
             return execution.events()
-        key = cache_key(request, identity(plan, services.configuration), call.tenant)
+        key = cache_key(request, identity(plan, services.configuration))
         stored = cache.get(key)
         if stored is not None and storable(stored, tool_calls=wish == "on"):
             call.cache = "hit"

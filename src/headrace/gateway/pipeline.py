@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from msgspec import structs
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
@@ -109,11 +110,13 @@ class Generations:
 
 
 def parse(call: Call, body: bytes) -> GenerationRequest:
-    """The parse stage: the request in `body`. Raises MalformedBody or InvalidField."""
+    """The parse stage: the request in `body`, for the call's tenant.
+
+    Raises MalformedBody or InvalidField.
+    """
     fields = decode_object(body)
     model = fields.get("model")
     if isinstance(model, str):
         call.model = model[:256]  # also on the record of a body that is refused below
-    if call.endpoint == "chat":
-        return openai.chat_request(fields)
-    return openai.completion_request(fields)
+    read = openai.chat_request if call.endpoint == "chat" else openai.completion_request
+    return structs.replace(read(fields), tenant=call.tenant)

@@ -6,7 +6,16 @@ from typing import Any
 
 from msgspec import Struct
 
-from headrace.protocol.generation import Event, Finished, TextDelta
+from headrace.protocol.generation import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    FinishReason,
+    PromptScored,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 
 
 class ToolCall(Struct):
@@ -17,33 +26,16 @@ class ToolCall(Struct):
     arguments: str
 
 
-class Answer:
-    """What a generation has said so far."""
+class Choice:
+    """What one choice has said so far."""
 
-    __slots__ = ("_pieces", "deltas", "finished", "tool_calls")
+    __slots__ = ("_pieces", "logprobs", "reason", "tool_calls")
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
-        self.deltas = 0  # how many pieces came: an estimate of the tokens of a cut answer
         self.tool_calls: dict[int, ToolCall] = {}  # by index, in order of arrival
-        self.finished: Finished | None = None
-
-    def add(self, event: Event) -> None:
-        """Append one event."""
-        if isinstance(event, Finished):
-            self.finished = event
-            return
-        self.deltas += 1
-        if isinstance(event, TextDelta):
-            self._pieces.append(event.text)
-        else:
-            call = self.tool_calls.get(event.index)
-            if call is None:
-                call = ToolCall(id="", name="", arguments="")
-                self.tool_calls[event.index] = call
-            call.id = event.id or call.id
-            call.name = event.name or call.name
-            call.arguments += event.arguments
+        self.logprobs: list[TokenLogprob] = []
+        self.reason: FinishReason | None = None
 
     @property
     def text(self) -> str:
@@ -52,12 +44,65 @@ class Answer:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
+    def add(self, event: Event) -> None:
+        """Append one delta of this choice."""
+        if isinstance(event, TextDelta):
+            self._pieces.append(event.text)
+            self.logprobs += event.logprobs
+        elif isinstance(event, ToolCallDelta):
+            call = self.tool_calls.get(event.index)
+            if call is None:
+                call = ToolCall(id="", name="", arguments="")
+                self.tool_calls[event.index] = call
+            call.id = event.id or call.id
+            call.name = event.name or call.name
+            call.arguments += event.arguments
+
     def content(self) -> dict[str, Any]:
-        """The answer as the call record keeps it."""
+        """The choice as the call record keeps it."""
         output: dict[str, Any] = {"text": self.text}
         if self.tool_calls:
             output["tool_calls"] = [
                 {"id": call.id, "name": call.name, "arguments": call.arguments}
                 for call in self.tool_calls.values()
             ]
+        if self.logprobs:
+            output["logprobs"] = [(one.text, one.logprob) for one in self.logprobs]
+        return output
+
+
+class Answer:
+    """What a generation has said so far."""
+
+    __slots__ = ("choices", "deltas", "finished", "prompt")
+
+    def __init__(self) -> None:
+        self.choices: dict[int, Choice] = {0: Choice()}  # by index
+        self.deltas = 0  # how many pieces came: an estimate of the tokens of a cut answer
+        self.prompt: tuple[TokenLogprob, ...] = ()
+        self.finished: Finished | None = None
+
+    def add(self, event: Event) -> None:
+        """Append one event."""
+        if isinstance(event, Finished):
+            self.finished = event
+            self.choices[0].reason = event.reason
+        elif isinstance(event, PromptScored):
+            self.prompt = event.logprobs
+        else:
+            choice = self.choices.get(event.choice)
+            if choice is None:
+                choice = self.choices[event.choice] = Choice()
+            if isinstance(event, ChoiceFinished):
+                choice.reason = event.reason
+            else:
+                self.deltas += 1
+                choice.add(event)
+
+    def content(self) -> dict[str, Any]:
+        """The answer as the call record keeps it: choice 0, the others under `choices`."""
+        first, *others = (choice for _, choice in sorted(self.choices.items()))
+        output = first.content()
+        if others:
+            output["choices"] = [choice.content() for choice in others]
         return output

@@ -37,7 +37,13 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     Exactly one of `messages` (chat) and `prompt` (completions) is set; a prompt is text or token
     ids. None means that the caller said nothing and the model's own default holds. `extra` holds
     the remaining fields of the body, as they came: a remote provider is sent them, the local
-    runtime refuses those it cannot honour.
+    runtime refuses those it cannot honour. `tenant` is the server's own knowledge of the caller,
+    never from the body.
+
+    `n` answers are wanted, the best of `best_of` by mean log-probability; answer i of a seeded
+    request has the seed `seed` + i. `logprobs` asks for the log-probability of each token and of
+    that many of the most likely ones, `prompt_logprobs` for those of the prompt; `echo` puts the
+    prompt before the answer.
     """
 
     endpoint: Endpoint
@@ -48,10 +54,24 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] = {}
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int | None = None
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
+    n: int = 1
+    best_of: int | None = None
     stream: bool = False
     include_usage: bool = False
+    tenant: str = ""
     extra: dict[str, Any] = {}
 
     @property
@@ -61,7 +81,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of one generation. `prompt_tokens` includes `cached_tokens`."""
+    """Tokens of one generation, all its choices together; the prompt is counted once.
+
+    `prompt_tokens` includes `cached_tokens`.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -77,10 +100,30 @@ class EngineTimings(Struct, frozen=True):
     decode: float
 
 
-class TextDelta(Struct, frozen=True, tag="text"):
-    """More text of the answer, whole characters only."""
+class TokenLogprob(Struct, frozen=True, omit_defaults=True):
+    """A token, its natural log-probability, and the most likely tokens at its place.
+
+    `logprob` is None for the first token of a prompt. `bytes` are what the token stands for, where
+    that is known: `text` alone cannot say a part of a character.
+    """
 
     text: str
+    logprob: float | None
+    bytes: bytes | None = None
+    id: int | None = None
+    ranked: tuple[TokenLogprob, ...] = ()
+
+
+class TextDelta(Struct, frozen=True, tag="text"):
+    """More text of one choice of the answer, whole characters only.
+
+    `logprobs` are of the tokens that came with it, where they were asked for; text may lag behind
+    its tokens, so `text` may be empty where `logprobs` is not.
+    """
+
+    text: str
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
@@ -90,15 +133,32 @@ class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
     arguments: str = ""
     id: str | None = None
     name: str | None = None
+    choice: int = 0
+
+
+class PromptScored(Struct, frozen=True, tag="prompt_scored"):
+    """The log-probabilities of the prompt's tokens; at most once, before the first choice."""
+
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class ChoiceFinished(Struct, frozen=True, tag="choice_finished"):
+    """The end of one choice of several; an answer of one choice has only `Finished`."""
+
+    choice: int
+    reason: FinishReason
 
 
 class Finished(Struct, frozen=True, tag="finished"):
-    """The last event of a generation that ended well. A cut stream never yields it."""
+    """The last event of a generation that ended well. A cut stream never yields it.
+
+    `reason` is that of choice 0.
+    """
 
     reason: FinishReason
     usage: Usage
     timings: EngineTimings | None = None
 
 
-Delta = TextDelta | ToolCallDelta
-Event = TextDelta | ToolCallDelta | Finished
+Delta = TextDelta | ToolCallDelta | PromptScored
+Event = Delta | ChoiceFinished | Finished

@@ -3,9 +3,9 @@
 Source: the OpenAI API reference (chat completions, completions, errors). What goes out is in
 `protocol.openai_answer`.
 
-One choice of text and tool calls is what an answer can carry here, so fields that ask for more
-(`n` over 1, log-probabilities, legacy function calls) are refused by name and never ignored. All
-other fields that this module does not know go to `extra`; null counts as not given.
+Fields that ask for what an answer cannot carry here (legacy function calls, audio) are refused by
+name and never ignored. All other fields that this module does not know go to `extra`; null counts
+as not given.
 """
 
 from __future__ import annotations
@@ -14,18 +14,24 @@ import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from headrace.protocol.errors import InvalidField
 from headrace.protocol.generation import GenerationRequest, Message
 from headrace.protocol.json import check_bounds
 
 MAX_STOP_SEQUENCES = 4
+MAX_BIASES = 1024  # tokens in a logit_bias
+MAX_CHOICES = 128
+MAX_RANKED = 20  # most likely tokens at a place
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Token = Annotated[int, Meta(ge=0, lt=2**31)]
 TokenCount = Annotated[int, Meta(ge=1, lt=2**31)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Ranked = Annotated[int, Meta(ge=0, le=MAX_RANKED)]
+Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
 Body = TypeVar("Body", bound="_Sampling")
 
 
@@ -61,18 +67,33 @@ class _Sampling(Struct, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: Annotated[list[Token], Meta(max_length=MAX_BIASES)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: Ranked | None = None
+    n: Choices | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 
 
 class _ChatBody(_Sampling, kw_only=True):
     messages: Annotated[list[_Turn], Meta(min_length=1)]
+    logprobs: bool | None = None
+    top_logprobs: Ranked | None = None
 
 
 class _CompletionBody(_Sampling, kw_only=True):
     prompt: str | list[Any]
+    logprobs: Ranked | None = None
+    echo: bool | None = None
+    best_of: Choices | None = None
 
 
 _CHAT_FIELDS = frozenset(_ChatBody.__struct_fields__)
@@ -81,11 +102,6 @@ _TURN_FIELDS = frozenset(_Turn.__struct_fields__)
 
 # Fields that would change the shape of the answer, and the values at which they do not.
 _FIXED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"], []),
@@ -102,13 +118,26 @@ def chat_request(fields: dict[str, Any]) -> GenerationRequest:
         _message(f"messages[{place}]", turn, raw)
         for place, (turn, raw) in enumerate(zip(body.messages, fields["messages"], strict=True))
     )
-    return _request(body, _extra(fields, _CHAT_FIELDS), messages=messages)
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidField("top_logprobs", "expected 'logprobs': true beside it.")
+    request = _request(body, _extra(fields, _CHAT_FIELDS), messages=messages)
+    if not body.logprobs:
+        return request
+    return structs.replace(request, logprobs=body.top_logprobs or 0)
 
 
 def completion_request(fields: dict[str, Any]) -> GenerationRequest:
     """The request in a completions body. Raises InvalidField."""
     body = _convert(fields, _CompletionBody)
-    return _request(body, _extra(fields, _COMPLETION_FIELDS), prompt=_prompt(body.prompt))
+    request = _request(body, _extra(fields, _COMPLETION_FIELDS), prompt=_prompt(body.prompt))
+    if body.best_of is not None:
+        if body.best_of < request.n:
+            raise InvalidField("best_of", f"expected at least 'n', which is {request.n}.")
+        if body.best_of > request.n and request.stream:
+            raise InvalidField("best_of", "expected 'n' in a stream: the best is known at the end.")
+    return structs.replace(
+        request, logprobs=body.logprobs, echo=bool(body.echo), best_of=body.best_of
+    )
 
 
 def _request(
@@ -123,18 +152,31 @@ def _request(
         raise InvalidField(
             "max_tokens", "expected the same value as 'max_completion_tokens', or only one of them."
         )
+    limit = body.max_completion_tokens or body.max_tokens
+    if limit is not None and (body.min_tokens or 0) > limit:
+        raise InvalidField("min_tokens", f"expected at most 'max_tokens', which is {limit}.")
     options = body.stream_options
     return GenerationRequest(
         endpoint="completions" if messages is None else "chat",
         model=body.model,
         messages=messages,
         prompt=prompt,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
+        max_tokens=limit,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=0 if body.top_k == -1 else body.top_k,
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=_logit_bias(body.logit_bias or {}),
         seed=body.seed,
         stop=_stop(body.stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        min_tokens=body.min_tokens,
+        ignore_eos=bool(body.ignore_eos),
+        prompt_logprobs=body.prompt_logprobs,
+        n=body.n or 1,
         stream=bool(body.stream),
         include_usage=bool(body.stream and options is not None and options.include_usage),
         extra=extra,
@@ -204,6 +246,15 @@ def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
     if "" in sequences:
         raise InvalidField("stop", "expected sequences that are not empty.")
     return sequences
+
+
+def _logit_bias(biases: dict[str, float]) -> dict[str, float]:
+    if len(biases) > MAX_BIASES:
+        raise InvalidField("logit_bias", f"expected at most {MAX_BIASES} tokens.")
+    for token in biases:
+        if not (token.isascii() and token.isdecimal() and len(token) <= 10 and int(token) < 2**31):
+            raise InvalidField(f"logit_bias.{token[:40]}", "expected a token id as the name.")
+    return biases
 
 
 def _extra(fields: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:

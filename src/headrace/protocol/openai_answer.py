@@ -12,15 +12,22 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from headrace.protocol.answer import Answer
+from headrace.protocol.answer import Answer, Choice
 from headrace.protocol.errors import HeadraceError
 from headrace.protocol.generation import (
     Delta,
     Endpoint,
     Finished,
     FinishReason,
+    PromptScored,
     TextDelta,
     Usage,
+)
+from headrace.protocol.openai_logprobs import (
+    characters,
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs,
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -71,42 +78,62 @@ def whole_body(identity: Identity, answer: Answer) -> bytes:
     if finished is None:
         raise ValueError("an answer that has not finished has no body")
     chat = identity.endpoint == "chat"
-    if chat:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
-        if answer.tool_calls:
-            message["content"] = answer.text or None
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in answer.tool_calls.values()
-            ]
-        said: dict[str, Any] = {"message": message}
-    else:
-        said = {"text": answer.text}
-    return _encode(
+    choices = [
         {
-            "id": identity.id,
-            "object": "chat.completion" if chat else "text_completion",
-            "created": identity.created,
-            "model": identity.model,
-            "choices": [
-                {"index": 0, **said, "logprobs": None, "finish_reason": finished.reason},
-            ],
-            "usage": _usage(finished.usage),
+            "index": index,
+            **(_chat_choice(choice) if chat else _completion_choice(choice)),
+            "finish_reason": choice.reason,
         }
-    )
+        for index, choice in sorted(answer.choices.items())
+    ]
+    body: dict[str, Any] = {
+        "id": identity.id,
+        "object": "chat.completion" if chat else "text_completion",
+        "created": identity.created,
+        "model": identity.model,
+        "choices": choices,
+        "usage": _usage(finished.usage),
+    }
+    if answer.prompt:
+        # vLLM's place of it: in the body of a chat, in each choice of a completion
+        for holder in [body] if chat else choices:
+            holder["prompt_logprobs"] = prompt_logprobs(answer.prompt)
+    return _encode(body)
+
+
+def _chat_choice(choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in choice.tool_calls.values()
+        ]
+    return {
+        "message": message,
+        "logprobs": chat_logprobs(choice.logprobs) if choice.logprobs else None,
+    }
+
+
+def _completion_choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "text": choice.text,
+        "logprobs": completion_logprobs(choice.logprobs) if choice.logprobs else None,
+    }
 
 
 class ChunkEncoder:
     """Encodes the chunks of one streamed answer, as JSON without framing."""
 
-    __slots__ = ("_after_text", "_before_choices", "_before_text", "_chat", "_tail")
+    __slots__ = ("_after_text", "_before_choices", "_before_text", "_chat", "_offsets", "_tail")
 
     def __init__(self, identity: Identity, *, include_usage: bool) -> None:
         self._chat = identity.endpoint == "chat"
+        self._offsets: dict[int, int] = {}  # characters of each choice whose tokens are told
         head = _encode(
             {
                 "id": identity.id,
@@ -125,37 +152,55 @@ class ChunkEncoder:
             self._before_text = self._before_choices + b'{"index":0,"text":'
             self._after_text = b',"logprobs":null,"finish_reason":null}]' + self._tail
 
-    def opening(self) -> bytes | None:
-        """The chunk that says who speaks; completions have none."""
+    def opening(self, choice: int = 0) -> bytes | None:
+        """The chunk that says who speaks in a choice; completions have none."""
         if not self._chat:
             return None
-        return self._chat_chunk({"role": "assistant", "content": ""})
+        return self._chunk(choice, {"delta": {"role": "assistant", "content": ""}})
 
     def delta(self, event: Delta) -> bytes:
-        """One chunk of text or of a tool call."""
+        """One chunk of text, of a tool call, or of the prompt's log-probabilities."""
         if isinstance(event, TextDelta):
+            if event.choice or event.logprobs:
+                return self._text(event)
             return self._before_text + _encode(event.text) + self._after_text
+        if isinstance(event, PromptScored):
+            said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+            return self._chunk(0, said, prompt_logprobs=prompt_logprobs(event.logprobs))
         function: dict[str, str] = {"arguments": event.arguments}
         call: dict[str, Any] = {"index": event.index, "function": function}
         if event.name is not None:
             function["name"] = event.name
         if event.id is not None:
             call |= {"id": event.id, "type": "function"}
-        return self._chat_chunk({"tool_calls": [call]})
+        return self._chunk(event.choice, {"delta": {"tool_calls": [call]}})
 
-    def closing(self, reason: FinishReason) -> bytes:
-        """The chunk that says why the answer ended."""
-        if self._chat:
-            return self._chat_chunk({}, reason)
-        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": reason}
-        return self._before_choices + _encode(choice) + b"]" + self._tail
+    def closing(self, reason: FinishReason, choice: int = 0) -> bytes:
+        """The chunk that says why a choice ended."""
+        said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        return self._chunk(choice, said, finish_reason=reason)
 
     def usage(self, finished: Finished) -> bytes:
         """The last chunk of a caller who asked for usage: no choice, only the counts."""
         return self._before_choices + b'],"usage":' + _encode(_usage(finished.usage)) + b"}"
 
-    def _chat_chunk(self, delta: dict[str, Any], reason: FinishReason | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _text(self, event: TextDelta) -> bytes:
+        said: dict[str, Any]
+        logprobs: dict[str, Any] | None = None
+        if self._chat:
+            said = {"delta": {"content": event.text}}
+            if event.logprobs:
+                logprobs = chat_logprobs(event.logprobs)
+        else:
+            said = {"text": event.text}
+            if event.logprobs:
+                offset = self._offsets.get(event.choice, 0)
+                self._offsets[event.choice] = offset + sum(map(characters, event.logprobs))
+                logprobs = completion_logprobs(event.logprobs, offset)
+        return self._chunk(event.choice, said, logprobs=logprobs)
+
+    def _chunk(self, index: int, said: dict[str, Any], **more: Any) -> bytes:
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": None, **more}
         return self._before_choices + _encode(choice) + b"]" + self._tail
 
 

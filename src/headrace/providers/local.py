@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +20,27 @@ from headrace.protocol.errors import (
     InvalidField,
     Overloaded,
 )
-from headrace.protocol.generation import (
-    EngineTimings,
-    Event,
-    Finished,
-    GenerationRequest,
-    TextDelta,
-    Usage,
-)
+from headrace.protocol.generation import Event, GenerationRequest
+from headrace.providers.local_choices import RETRY_AFTER, Choices, best, interleave, requests
 from headrace.runtime.engine import EngineOptions
 from headrace.runtime.process import EngineDied, EngineProcess
-from headrace.runtime.request import (
-    Finish,
-    Prompt,
-    Request,
-    RequestRefused,
-    SamplingParameters,
-)
+from headrace.runtime.request import Prompt, Request, RequestRefused, SamplingParameters
 from headrace.runtime.scheduler import Limits
 
 COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
-RETRY_AFTER = 1.0  # seconds
 
 # Fields that change nothing about the tokens.
 HARMLESS = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-        "prompt_cache_retention", "parallel_tool_calls", "stream_options", "ignore_eos",
+        "prompt_cache_retention", "parallel_tool_calls", "stream_options",
     }
 )  # fmt: skip
 # Fields that the engine does not have yet, and the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
+    "best_of": (1,),  # of a chat
     "echo": (False,),
     "suffix": ("",),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
@@ -94,14 +76,25 @@ class LocalProvider:
 
     async def generate(self, request: GenerationRequest, model: str) -> AsyncGenerator[Event, None]:
         """Run a request on the engine of the model reference `model`."""
-        asked = Request(secrets.token_hex(8), prompt(request), sampling(request))
-        outputs = self.engines[model].generate(asked)
+        asked = Request(secrets.token_hex(8), prompt(request), sampling(request), request.tenant)
+        runs = requests(request, asked)
+        events = self.events(request, runs, self.engines[model])
+        if len(runs) > request.n:
+            events = best(events, request)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def events(
+        self, request: GenerationRequest, runs: list[Request], engine: EngineProcess
+    ) -> AsyncGenerator[Event, None]:
+        """What the engine says to the `runs` of a request, as events."""
+        choices = Choices(request, len(runs))
+        outputs = interleave([engine.generate(run) for run in runs])
         try:
-            async for output in outputs:
-                if output.text:
-                    yield TextDelta(output.text)
-                if output.finish is not None:
-                    yield finished(output.finish)
+            async for index, output in outputs:
+                for event in choices.feed(index, output):
+                    yield event
         except RequestRefused as refused:
             raise refusal(refused, request) from refused
         except EngineDied as died:
@@ -137,26 +130,28 @@ def sampling(request: GenerationRequest) -> SamplingParameters:
         top_k=max(request.top_k or 0, 0),
         seed=request.seed,
         stop=request.stop,
-        ignore_eos=request.extra.get("ignore_eos") is True,
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        logit_bias=tuple((int(token), bias) for token, bias in request.logit_bias.items()),
+        stop_tokens=request.stop_token_ids,
+        min_tokens=request.min_tokens or 0,
+        ignore_eos=request.ignore_eos,
+        logprobs=request.logprobs,
+        prompt_logprobs=prompt_logprobs(request),
     )
 
 
-def finished(finish: Finish) -> Finished:
-    """The last event. Raises InternalFault where the engine's step failed."""
-    if finish.reason not in ("stop", "length"):
-        raise InternalFault
-    usage = Usage(
-        prompt_tokens=finish.prompt_tokens,
-        completion_tokens=finish.completion_tokens,
-        cached_tokens=finish.cached_tokens,
-        provenance="counted",
-    )
-    timings = finish.timings
-    return Finished(
-        finish.reason,
-        usage,
-        EngineTimings(timings.queued, timings.prefill, timings.decode),
-    )
+def prompt_logprobs(request: GenerationRequest) -> int | None:
+    """How many likely tokens are asked for at each place of the prompt; an echo needs its tokens
+    where they come with log-probabilities, or where they are all that the caller sent."""
+    asked = [] if request.prompt_logprobs is None else [request.prompt_logprobs]
+    if request.echo and request.logprobs is not None:
+        asked.append(request.logprobs)
+    if request.echo and not isinstance(request.prompt, str):
+        asked.append(0)
+    return max(asked, default=None)
 
 
 def refusal(refused: RequestRefused, request: GenerationRequest) -> HeadraceError:

@@ -100,7 +100,7 @@ class OpenAIProvider:
 
         Raises RefusedByUpstream, RateLimited, UpstreamError and UpstreamTimeout.
         """
-        translator = Translator(self.name, self._new_id)
+        translator = Translator(self.name, self._new_id, request.n)
         patience = _Patience(self.name, self._settings.timeouts)
         try:
             async with (
@@ -114,7 +114,7 @@ class OpenAIProvider:
                         yield event
                     if translator.thinking:
                         patience.progress()
-                    patience.satisfied = translator.finish_reason is not None
+                    patience.satisfied = translator.complete
                 for event in translator.end(request):
                     yield event
                 await _drain(response)
@@ -331,6 +331,11 @@ def request_body(request: GenerationRequest, model: str, base_url: str) -> dict[
         body["messages"] = [_turn(message) for message in request.messages or ()]
     else:
         body["prompt"] = request.prompt
+    if request.logprobs is not None:
+        if request.endpoint == "chat":
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        else:
+            body["logprobs"] = request.logprobs
     limit = "max_tokens"
     if request.endpoint == "chat" and _is_openai(base_url):
         limit = "max_completion_tokens"  # its newer models refuse the old name
@@ -339,8 +344,20 @@ def request_body(request: GenerationRequest, model: str, base_url: str) -> dict[
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
+        "min_p": request.min_p,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "repetition_penalty": request.repetition_penalty,
+        "logit_bias": request.logit_bias or None,
         "seed": request.seed,
         "stop": request.stop or None,
+        "stop_token_ids": request.stop_token_ids or None,
+        "min_tokens": request.min_tokens,
+        "ignore_eos": request.ignore_eos or None,
+        "prompt_logprobs": request.prompt_logprobs,
+        "echo": request.echo or None,
+        "n": request.n if request.n > 1 else None,
+        "best_of": request.best_of,
     }
     body.update((name, value) for name, value in given.items() if value is not None)
     return body

@@ -8,25 +8,35 @@ own; a used field of a wrong type is a malformed answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from headrace.protocol.errors import UpstreamError
 from headrace.protocol.generation import (
+    ChoiceFinished,
     Event,
     Finished,
     FinishReason,
     GenerationRequest,
+    PromptScored,
     TextDelta,
+    TokenLogprob,
     ToolCallDelta,
     Usage,
+)
+from headrace.protocol.openai_logprobs import (
+    Logprobs,
+    PromptToken,
+    read_logprobs,
+    read_prompt_logprobs,
 )
 from headrace.providers.refusals import error_for, refusal_of
 
 MAX_TOOL_CALLS = 128
+Sent = TypeVar("Sent")
 _CHARACTERS_PER_TOKEN = 4  # for an estimate, where the upstream does not say
 
 _REASONS: dict[str, FinishReason] = {
@@ -70,6 +80,8 @@ class _Choice(Struct):
     delta: _Delta | None = None
     message: _Delta | None = None
     text: str | None = None
+    logprobs: Logprobs | None = None
+    prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
     finish_reason: str | None = None
 
 
@@ -86,6 +98,7 @@ class _Usage(Struct):
 class _Chunk(Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
+    prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
     error: Any = None
     object: str | None = None
 
@@ -105,18 +118,41 @@ class _OpenCall:
     passed: bool = False  # whether any were
 
 
-class Translator:
-    """The state of one answer. `new_id` names a tool call where the upstream does not."""
+@dataclass(slots=True)
+class _OpenChoice:
+    """A choice as far as it has come."""
 
-    def __init__(self, provider: str, new_id: Callable[[], str]) -> None:
+    index: int
+    finish_reason: FinishReason | None = None
+    calls: list[_OpenCall] = field(default_factory=list)
+    by_index: dict[int, _OpenCall] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> FinishReason:
+        """Why it ended; some upstreams say stop after a call."""
+        said = self.finish_reason or "stop"
+        return "tool_calls" if self.calls and said == "stop" else said
+
+
+class Translator:
+    """The state of one answer of `wanted` choices. `new_id` names a tool call where the upstream
+    does not."""
+
+    def __init__(self, provider: str, new_id: Callable[[], str], wanted: int = 1) -> None:
         self.thinking = False  # the last chunk held reasoning, which no event carries
-        self.finish_reason: FinishReason | None = None
         self._provider = provider
         self._new_id = new_id
+        self._wanted = wanted
         self._usage: _Usage | None = None
         self._characters = 0
-        self._calls: list[_OpenCall] = []
-        self._by_index: dict[int, _OpenCall] = {}
+        self._prompt_scored = False
+        self._choices: dict[int, _OpenChoice] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every choice that was asked for has ended."""
+        ended = [one for one in self._choices.values() if one.finish_reason is not None]
+        return len(ended) == self._wanted
 
     def feed(self, data: str | bytes) -> Iterator[Event]:
         """The events of one chunk, or of one whole answer.
@@ -131,25 +167,33 @@ class Translator:
         self.thinking = False
         if chunk.usage is not None:
             self._usage = chunk.usage
+        yield from self._prompt(chunk.prompt_logprobs)
         for choice in chunk.choices or ():
-            if not choice.index:  # one answer was asked for
-                yield from self._choice(choice)
+            index = choice.index or 0
+            if 0 <= index < self._wanted:  # no more were asked for
+                yield from self._prompt(choice.prompt_logprobs)
+                opened = self._choices.setdefault(index, _OpenChoice(index))
+                yield from self._choice(choice, opened)
 
     def end(self, request: GenerationRequest) -> Iterator[Event]:
         """What closes the answer, last `Finished`. Raises UpstreamError if it was cut."""
-        if self.finish_reason is None:
+        choices = [choice for _, choice in sorted(self._choices.items())]
+        if 0 not in self._choices or any(choice.finish_reason is None for choice in choices):
             raise UpstreamError(
                 f"The answer of provider '{self._provider}' was cut off before its end."
             )
-        for call in self._calls:
-            if not call.announced:
-                raise UpstreamError(f"Provider '{self._provider}' sent a tool call with no name.")
-            if call.held:
-                yield ToolCallDelta(index=call.index, arguments=call.held)
-        reason = self.finish_reason
-        if self._calls and reason == "stop":
-            reason = "tool_calls"  # some upstreams say stop after a call
-        yield Finished(reason=reason, usage=self._final_usage(request))
+        for choice in choices:
+            for call in choice.calls:
+                if not call.announced:
+                    raise UpstreamError(
+                        f"Provider '{self._provider}' sent a tool call with no name."
+                    )
+                if call.held:
+                    yield ToolCallDelta(call.index, call.held, choice=choice.index)
+        if len(choices) > 1:
+            for choice in choices:
+                yield ChoiceFinished(choice.index, choice.reason)
+        yield Finished(choices[0].reason, self._final_usage(request))
 
     def _check_error(self, chunk: _Chunk, data: str | bytes) -> None:
         if chunk.error is None and chunk.object != "error":
@@ -157,19 +201,40 @@ class Translator:
         refusal = refusal_of(chunk.error if chunk.error is not None else msgspec.json.decode(data))
         raise error_for(self._provider, refusal.status, refusal)
 
-    def _choice(self, choice: _Choice) -> Iterator[Event]:
+    def _prompt(self, sent: list[dict[str, PromptToken] | None] | None) -> Iterator[Event]:
+        if sent and not self._prompt_scored:
+            self._prompt_scored = True
+            yield PromptScored(self._read(read_prompt_logprobs, sent))
+
+    def _read(
+        self, read: Callable[[Sent], tuple[TokenLogprob, ...]], sent: Sent
+    ) -> tuple[TokenLogprob, ...]:
+        """What a `logprobs` field says. Raises UpstreamError where it makes no sense."""
+        try:
+            return read(sent)
+        except ValueError:
+            raise UpstreamError(
+                f"Provider '{self._provider}' sent malformed log-probabilities."
+            ) from None
+
+    def _choice(self, choice: _Choice, opened: _OpenChoice) -> Iterator[Event]:
         delta = choice.delta or choice.message
-        if choice.text:
-            yield self._text(choice.text)
+        said = choice.text or ""
         if delta is not None:
             self.thinking = bool(delta.reasoning or delta.reasoning_content)
-            for text in (_plain(delta.content), delta.refusal):
-                if text:
-                    yield self._text(text)
+            said += _plain(delta.content) or ""
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if choice.logprobs is not None:
+            logprobs = self._read(read_logprobs, choice.logprobs)
+        if said or logprobs:
+            yield self._text(said, opened, logprobs)
+        if delta is not None:
+            if delta.refusal:
+                yield self._text(delta.refusal, opened)
             for place, call in enumerate(delta.tool_calls or ()):
                 if choice.message is not None:
                     call.index = place  # a whole answer lists its calls without one
-                yield from self._tool_call(call)
+                yield from self._tool_call(call, opened)
         if choice.finish_reason:
             reason = _REASONS.get(choice.finish_reason.lower())
             if reason is None:
@@ -177,14 +242,16 @@ class Translator:
                     f"Provider '{self._provider}' ended its answer with the unknown reason "
                     f"'{choice.finish_reason[:40]}'."
                 )
-            self.finish_reason = reason
+            opened.finish_reason = reason
 
-    def _text(self, text: str) -> TextDelta:
+    def _text(
+        self, text: str, opened: _OpenChoice, logprobs: tuple[TokenLogprob, ...] = ()
+    ) -> TextDelta:
         self._characters += len(text)
-        return TextDelta(text)
+        return TextDelta(text, opened.index, logprobs)
 
-    def _tool_call(self, delta: _Call) -> Iterator[Event]:
-        call = self._open_call(delta)
+    def _tool_call(self, delta: _Call, opened: _OpenChoice) -> Iterator[Event]:
+        call = self._open_call(delta, opened)
         call.id = call.id or delta.id or None
         function = delta.function or _Function()
         call.name = call.name or function.name or None
@@ -201,39 +268,37 @@ class Translator:
             call.announced = True
             call.id = call.id or self._new_id()
             if call.held in ("", "{}"):
-                yield ToolCallDelta(index=call.index, id=call.id, name=call.name)
+                yield ToolCallDelta(call.index, "", call.id, call.name, opened.index)
             else:
-                yield ToolCallDelta(
-                    index=call.index, arguments=call.held, id=call.id, name=call.name
-                )
+                yield ToolCallDelta(call.index, call.held, call.id, call.name, opened.index)
                 call.held, call.passed = "", True
         elif call.held and (call.passed or call.held != "{}"):
-            yield ToolCallDelta(index=call.index, arguments=call.held)
+            yield ToolCallDelta(call.index, call.held, choice=opened.index)
             call.held, call.passed = "", True
 
-    def _open_call(self, delta: _Call) -> _OpenCall:
+    def _open_call(self, delta: _Call, opened: _OpenChoice) -> _OpenCall:
         """The call that `delta` continues, or a new one.
 
         The index says which; a new id at a used index begins a new call (some upstreams give
         every call the index 0); without an index the id says it; without both it is the last.
         """
         if delta.index is not None:
-            call = self._by_index.get(delta.index)
+            call = opened.by_index.get(delta.index)
             if call is None or (delta.id and call.id is not None and call.id != delta.id):
-                call = self._by_index[delta.index] = self._new_call()
+                call = opened.by_index[delta.index] = self._new_call(opened)
             return call
         if delta.id:
-            known = [call for call in self._calls if call.id == delta.id]
-            return known[-1] if known else self._new_call()
-        return self._calls[-1] if self._calls else self._new_call()
+            known = [call for call in opened.calls if call.id == delta.id]
+            return known[-1] if known else self._new_call(opened)
+        return opened.calls[-1] if opened.calls else self._new_call(opened)
 
-    def _new_call(self) -> _OpenCall:
-        if len(self._calls) == MAX_TOOL_CALLS:
+    def _new_call(self, opened: _OpenChoice) -> _OpenCall:
+        if len(opened.calls) == MAX_TOOL_CALLS:
             raise UpstreamError(
                 f"Provider '{self._provider}' sent over {MAX_TOOL_CALLS} tool calls."
             )
-        call = _OpenCall(index=len(self._calls))
-        self._calls.append(call)
+        call = _OpenCall(index=len(opened.calls))
+        opened.calls.append(call)
         return call
 
     def _final_usage(self, request: GenerationRequest) -> Usage:

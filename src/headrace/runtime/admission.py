@@ -23,7 +23,7 @@ def admit(
     request: Request, checkpoint: Checkpoint, grammars: Grammars, context: int, now: float
 ) -> Sequence:
     """The sequence of a request, for a context of `context` tokens. Raises RequestRefused."""
-    asked = request.sampling
+    asked, needs = request.sampling, request.objectives
     check(asked, checkpoint.architecture.vocabulary)
     check_tools(request)
     tokens = encode(checkpoint, request.prompt, request.tools)
@@ -54,6 +54,9 @@ def admit(
         reader=answer_reader(request, checkpoint, tokens),
         matcher=answer_matcher(request, checkpoint, grammars, tokens),
         arrived=now,
+        priority=needs.priority,
+        deadline=None if needs.ttft is None else now + needs.ttft,
+        step_target=needs.itl,
     )
 
 

@@ -19,6 +19,7 @@ from .request import (
     Counters,
     Finish,
     Grammar,
+    Objectives,
     Output,
     Request,
     RequestRefused,
@@ -71,6 +72,7 @@ def read_request(message: Message) -> Request:
         message["prompt"],
         SamplingParameters(**sampling),
         message["tenant"],
+        Objectives(**message["objectives"]),
         grammar and Grammar(**grammar),
         tools and Tools(**{**tools, "functions": tuple(tools["functions"])}),
     )

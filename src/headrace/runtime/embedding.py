@@ -43,6 +43,10 @@ class EncoderOptions:
     batch_tokens: int = 4096  # of one step; a longer text has a step of its own
     batch_texts: int = 64
 
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1 or self.batch_texts < 1:
+            raise ValueError("batch_tokens and batch_texts must be at least 1")
+
 
 DEFAULT_OPTIONS = EncoderOptions()
 
@@ -135,8 +139,9 @@ class Encoder:
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
         with blaming(path):
-            described, sentences = describe_directory(path, embeds=True), read_sentences(path)
-        model = described.architecture
+            described = describe_directory(path, embeds=True)
+            model = described.architecture
+            sentences = read_sentences(path, otherwise="last" if model.causal else "mean")
         longest = min(sentences.longest or model.context, model.context)
         if model.head is None:
             program = pooled_program(model, sentences.pooling)

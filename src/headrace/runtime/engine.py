@@ -27,6 +27,7 @@ from .grammar import Grammars
 from .kvcache import BlockPool
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
+from .pace import Pace
 from .plan import plan_batch
 from .request import (
     DEFAULT_SAMPLING,
@@ -96,7 +97,8 @@ class Engine:
         self.pool = BlockPool(
             backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
         )
-        self.scheduler = Scheduler(self.pool, self.limits)
+        self.pace = Pace()
+        self.scheduler = Scheduler(self.pool, self.limits, self.pace)
         self.speculator = Speculator() if options.speculation else None
         size = checkpoint.architecture.vocabulary
         self.grammars = Grammars(checkpoint.vocabulary, size, options.threads)
@@ -192,10 +194,16 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Run one step: news of every sequence that got a token or ended."""
-        spans = self.scheduler.schedule()
+        now = self.clock()
+        late = [
+            Output(one.id, "", finish=self.end(one, "late")) for one in self.scheduler.late(now)
+        ]
+        return late + self.run(self.scheduler.schedule(now), now)
+
+    def run(self, spans: list[Span], now: float) -> list[Output]:
+        """Run the spans of a step that begins now."""
         if not spans:
             return []
-        now = self.clock()
         for span in spans:
             if span.sequence.started is None:
                 span.sequence.started = now
@@ -211,8 +219,12 @@ class Engine:
             failed = [span.sequence for span in spans]
             return [Output(one.id, "", finish=self.end(one, "error")) for one in failed]
         self.steps += 1
-        if self.speculator is not None and all(span.decodes for span in spans):
-            self.speculator.measured(len(batch.tokens), self.clock() - now)
+        seconds = self.clock() - now
+        decoding = sum(span.decodes for span in spans)
+        prefilled = sum(span.count for span in spans if not span.decodes)
+        self.pace.measured(decoding, prefilled, seconds)
+        if self.speculator is not None and not prefilled:
+            self.speculator.measured(len(batch.tokens), seconds)
         return self.collect(spans, sampled)
 
     def speculate(self, spans: list[Span]) -> list[Span]:
@@ -294,8 +306,16 @@ class Engine:
             tokens=tuple(chosen[:taken]),
             finish=None if reason is None else self.end(sequence, reason),
             logprobs=tuple(self.logprob(sampled, place, shown or 0) for place in places),
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if first else (),
+            prompt_logprobs=self.prompt_logprobs(sequence) if first else (),
         )
+
+    def prompt_logprobs(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
+        """Those of a prompt, where they were asked for; nothing comes before its first token."""
+        if sequence.sampling.prompt_logprobs is None:
+            return ()
+        head = sequence.tokens[0]
+        first = TokenLogprob(head, self.checkpoint.vocabulary.label(head), None)
+        return (first, *sequence.prompt_logprobs)
 
     def append(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
         """Append one token: the text that may be shown now, and why it is the last if it is."""

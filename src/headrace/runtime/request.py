@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+# `late`: the TTFT target could no longer be met, so the request never ran
+FinishReason = Literal["stop", "length", "tool_calls", "late", "error"]
 GrammarKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 Messages = Sequence[Mapping[str, Any]]  # role, content, as the chat template reads them
 Prompt = str | Sequence[int] | Messages  # text, token ids, or a conversation
@@ -42,6 +43,23 @@ class SamplingParameters:
 
 
 DEFAULT_SAMPLING = SamplingParameters()
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What a request needs of the scheduler.
+
+    A higher `priority` goes first. A request that cannot get its first token within `ttft`
+    seconds is refused as soon as that is clear; `itl` seconds between its tokens bound what is
+    computed beside it.
+    """
+
+    priority: int = 0
+    ttft: float | None = None
+    itl: float | None = None
+
+
+NO_OBJECTIVES = Objectives()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +99,7 @@ class Request:
     prompt: Prompt
     sampling: SamplingParameters = DEFAULT_SAMPLING
     tenant: str = ""  # requests of one tenant may share the KV of equal prefixes
+    objectives: Objectives = NO_OBJECTIVES
     grammar: Grammar | None = None
     tools: Tools | None = None  # goes with a conversation only
 
@@ -97,12 +116,13 @@ class ToolCall:
 class TokenLogprob:
     """A token, its log-probability, and the most likely tokens at its place with theirs.
 
-    `bytes` are what the token stands for; of a special token its name.
+    `logprob` is None for the first token of a prompt: nothing comes before it. `bytes` are what
+    the token stands for; of a special token its name.
     """
 
     token: int
     bytes: bytes
-    logprob: float
+    logprob: float | None
     ranked: tuple[TokenLogprob, ...] = ()
 
 
@@ -133,9 +153,8 @@ class Output:
     `tokens` are the ids behind the text so far not reported; `text` may lag behind them while a
     character or a possible stop string or tool call is incomplete. Of a conversation, what a model
     that reasons says before its answer is in `reasoning`, and calls are in `calls` once they are
-    whole; neither is in `text`. `logprobs` go with `tokens`, where they
-    were asked for; `prompt_logprobs` come once, with the first token, for the prompt's tokens but
-    the first.
+    whole; neither is in `text`. `logprobs` go with `tokens`, where they were asked for;
+    `prompt_logprobs` come once, with the first token, for the prompt's tokens.
     """
 
     id: str
@@ -170,7 +189,8 @@ class Counters:
 class RequestRefused(ValueError):
     """The request can never run; `code` is machine-readable.
 
-    Codes: `context_too_long` (details limit, tokens), `invalid_value` (details field), `busy`.
+    Codes: `context_too_long` (details limit, tokens), `invalid_value` (details field), `busy`
+    (the queue is full).
     """
 
     def __init__(self, code: str, message: str, **details: Any) -> None:

@@ -1,25 +1,37 @@
 """Continuous batching: which tokens of which sequences run in this step.
 
 Iteration-level scheduling (Orca, OSDI 2022) with prefill in chunks (Sarathi, arXiv 2308.16369):
-one budget of tokens a step; sequences that decode take theirs first, prefill takes what is left.
+one budget of tokens a step; sequences that decode take theirs first, prefill takes what is left,
+and no more than keeps the step short enough for them.
+
+Who prefills first: the higher priority; then who would otherwise miss its TTFT target; then the
+highest response ratio, (waited + work) / work (Brinch Hansen 1971): short prompts pass long ones,
+and long ones do not starve, since their ratio grows as they wait.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 from .kvcache import BlockPool
+from .pace import Pace
 from .sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of the scheduler. `batch_tokens` is at least `sequences`: no decode ever waits."""
+    """Bounds of the scheduler. `batch_tokens` is at least `sequences`: no decode ever waits.
+
+    `step` is how many seconds a step may take while sequences decode: the chunk of a prompt that
+    is computed beside them is cut to it. It bounds their ITL. `by_ratio` off prefills in order of
+    arrival, so that the worth of the other order can be measured.
+    """
 
     batch_tokens: int = 512
     sequences: int = 64
     waiting: int = 1024
+    step: float = 0.1
+    by_ratio: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_tokens < self.sequences:
@@ -69,45 +81,79 @@ class Span:
 
 
 class Scheduler:
-    """First come, first served; when KV runs out the youngest gives way and is computed again."""
+    """Holds who waits and who runs, in order of arrival there."""
 
-    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+    def __init__(self, pool: BlockPool, limits: Limits, pace: Pace) -> None:
         self.pool = pool
         self.limits = limits
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of arrival
+        self.pace = pace
+        self.waiting: dict[Sequence, None] = {}
+        self.running: dict[Sequence, None] = {}
         self.preempted = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its prompt fits the pool."""
-        self.waiting.append(sequence)
+        self.waiting[sequence] = None
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, wherever it is, and free its blocks."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
+        self.running.pop(sequence, None)
+        self.waiting.pop(sequence, None)
         self.pool.release(sequence.table)
 
-    def schedule(self) -> list[Span]:
+    def late(self, now: float) -> list[Sequence]:
+        """Those that wait and can no longer have their first token when they need it."""
+        return [sequence for sequence in self.waiting if self.slack(sequence, now) < 0]
+
+    def slack(self, sequence: Sequence, now: float) -> float:
+        """Seconds until a sequence has to begin its prefill to meet its TTFT target."""
+        if sequence.deadline is None or sequence.first_token is not None:
+            return float("inf")
+        return sequence.deadline - now - self.pace.prefill_seconds(sequence.pending)
+
+    def schedule(self, now: float) -> list[Span]:
         """Spans of the next step, decodes first; blocks for them are taken."""
         spans: dict[Sequence, Span] = {}
-        budget = self.limits.batch_tokens
-        for sequence in sorted(self.running, key=lambda running: running.pending > 1):
-            # a sequence that gave its blocks away while this loop ran is waiting again
-            if budget and sequence in self.running and self.make_room(sequence, budget, spans):
-                spans[sequence] = Span(sequence, min(sequence.pending, budget))
-                budget -= spans[sequence].count
-        while budget and self.waiting and self.admit(self.waiting[0]):
-            sequence = self.waiting.popleft()
-            self.running.append(sequence)
+        for sequence in [one for one in self.running if one.pending == 1]:
+            # one that gave its blocks away while this loop ran is waiting again
+            if sequence in self.running and self.make_room(sequence, 1, spans):
+                spans[sequence] = Span(sequence, 1)
+        budget = self.prefill_budget(spans)
+        prefilling = [one for one in self.running if one.pending > 1]
+        admitting = len(self.running) < self.limits.sequences
+        candidates = [*prefilling, *(self.waiting if admitting and budget else ())]
+        candidates.sort(key=lambda one: self.urgency(one, now), reverse=True)
+        for sequence in candidates:
+            if not budget:
+                break
+            if sequence in self.running:
+                if not self.make_room(sequence, budget, spans):
+                    continue
+            elif not (admitting and self.admit(sequence)):
+                admitting = False  # whoever comes after must not take what this one waits for
+                continue
             spans[sequence] = Span(sequence, min(sequence.pending, budget))
             budget -= spans[sequence].count
         return list(spans.values())
 
+    def prefill_budget(self, decoding: dict[Sequence, Span]) -> int:
+        """Prompt tokens that this step may compute beside the sequences that decode."""
+        budget = self.limits.batch_tokens - len(decoding)
+        if not decoding:
+            return budget
+        targets = [one.step_target for one in decoding if one.step_target is not None]
+        return self.pace.chunk(min([self.limits.step, *targets]), budget)
+
+    def urgency(self, sequence: Sequence, now: float) -> tuple[int, bool, float]:
+        """The order of prefill, most urgent largest."""
+        if not self.limits.by_ratio:
+            return 0, False, -sequence.arrived
+        work = self.pace.prefill_seconds(sequence.pending)
+        at_risk = self.slack(sequence, now) < work
+        return sequence.priority, at_risk, (now - sequence.arrived + work) / work
+
     def admit(self, sequence: Sequence) -> bool:
-        """Take blocks for all of a sequence's tokens, those shared with others first.
+        """Take blocks for all of a sequence's tokens, those shared with others first, and run it.
 
         False, and nothing taken, where they do not fit with a block to spare.
         """
@@ -125,23 +171,25 @@ class Scheduler:
         sequence.computed = shared
         if sequence.started is None:
             sequence.cached = shared
+        del self.waiting[sequence]
+        self.running[sequence] = None
         return True
 
     def make_room(self, sequence: Sequence, budget: int, spans: dict[Sequence, Span]) -> bool:
-        """Take blocks for the sequence's next span, from younger sequences if need be."""
+        """Take blocks for a sequence's next span, from those of less right to them if need be."""
         tokens = sequence.computed + min(sequence.pending, budget)
         while not self.pool.grow(sequence.table, tokens):
-            youngest = self.running[-1]
-            self.preempt(youngest)
-            spans.pop(youngest, None)
-            if youngest is sequence:
+            least = min(self.running, key=lambda one: (one.priority, -one.arrived))
+            self.preempt(least)
+            spans.pop(least, None)
+            if least is sequence:
                 return False
         return True
 
     def preempt(self, sequence: Sequence) -> None:
-        """Free a sequence's blocks; it is first in the queue and will be computed again."""
-        self.running.remove(sequence)
+        """Free a sequence's blocks; it waits again and will be computed again."""
+        del self.running[sequence]
         self.pool.release(sequence.table)
         sequence.computed = 0
-        self.waiting.appendleft(sequence)
+        self.waiting[sequence] = None
         self.preempted += 1

@@ -30,7 +30,10 @@ class Sequence:
     detokenizer: Detokenizer
     stops: StopStrings
     counts: TokenCounts | None  # where the request's logits are edited
-    arrived: float  # seconds, the engine's clock; so are the two below
+    arrived: float  # seconds, the engine's clock; so are `deadline`, `started`, `first_token`
+    priority: int = 0
+    deadline: float | None = None  # of the first token
+    step_target: float | None = None  # seconds between its tokens
     started: float | None = None
     first_token: float | None = None
     computed: int = 0

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from headrace.registry.pull import pull
 from headrace.runtime.embedding import Embeddings, Encoder, EncoderOptions
+from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.fields import UnsupportedModel
 from headrace.runtime.request import RequestRefused
 from tests.conformance.models.oracle import randomize, small, write
@@ -59,6 +60,14 @@ def write_tokenizer(path: Path) -> None:
     )
     tokenizer.enable_padding(length=100)  # as files have it that were saved after training
     tokenizer.enable_truncation(8)
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def piece_tokenizer(path: Path, model: models.Model) -> None:
+    """A tokenizer over single characters, as SentencePiece and byte-level BPE write theirs."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 3), ("<s>", 2))
     tokenizer.save(str(path / "tokenizer.json"))
 
 
@@ -167,7 +176,8 @@ def test_a_step_that_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
         Encoder.load(tmp_path, OPTIONS)
 
 
-def test_a_decoder_embeds_by_its_last_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_decoder_embeds_by_its_last_token(tmp_path: Path, stated: bool) -> None:
     torch.manual_seed(4)
     config = transformers.Qwen3Config(**small(head_dim=16))
     model = transformers.Qwen3Model(config)
@@ -175,7 +185,8 @@ def test_a_decoder_embeds_by_its_last_token(tmp_path: Path) -> None:
     model.train(False)
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    write_modules(tmp_path, "pooling_mode_lasttoken", "Normalize")
+    if stated:
+        write_modules(tmp_path, "pooling_mode_lasttoken", "Normalize")
     with Encoder.load(tmp_path, OPTIONS) as encoder:
         found = encoder.embed(TEXTS)
         for text, vector in zip(TEXTS, found.vectors, strict=True):
@@ -220,6 +231,40 @@ def test_a_model_refuses_what_it_is_not_for(tmp_path: Path) -> None:
             encoder.embed(TEXTS)
         with pytest.raises(RequestRefused, match="no one score"):
             encoder.rank("w1", TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_every_kind_of_tokenizer_is_the_file_s_own(tmp_path: Path, kind: str) -> None:
+    pieces = ["<unk>", "<pad>", "<s>", "</s>", "▁", "w", "1", "2", "▁w"]
+    if kind == "unigram":
+        scored = [(piece, -float(index)) for index, piece in enumerate(pieces)]
+        model: models.Model = models.Unigram(scored, unk_id=0)
+    else:
+        ids = {piece: index for index, piece in enumerate(pieces)}
+        model = models.BPE(ids, merges=[("▁", "w")], unk_token="<unk>")
+    build(tmp_path, "xlm-roberta", "")
+    piece_tokenizer(tmp_path, model)
+    oracle: Any = transformers.PreTrainedTokenizerFast
+    expected = oracle(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    with Encoder.load(tmp_path, OPTIONS) as encoder:
+        for text in ("w1 w2", "w w21", ""):
+            tokens = list(encoder.reader.read(text).tokens)
+            assert tokens == expected(text).input_ids
+            assert (tokens[0], tokens[-1]) == (2, 3)
+        pair = encoder.reader.read("w1", "w2")
+        assert list(pair.tokens) == expected("w1", "w2").input_ids
+
+
+@pytest.mark.parametrize(("tokens", "texts"), [(0, 1), (1, 0)])
+def test_a_batch_of_nothing_is_refused(tokens: int, texts: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        EncoderOptions(batch_tokens=tokens, batch_texts=texts)
+
+
+def test_an_encoder_is_no_engine_s_model(tmp_path: Path) -> None:
+    build(tmp_path, "bert", "")
+    with pytest.raises(UnsupportedModel, match="does not generate text"):
+        Engine.load(tmp_path, EngineOptions(backend="reference", kv_tokens=64))
 
 
 def test_minilm_gives_the_oracle_s_vectors_and_ids() -> None:

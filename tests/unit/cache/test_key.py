@@ -20,8 +20,19 @@ REQUEST = GenerationRequest(
     temperature=0.0,
     top_p=0.9,
     top_k=5,
+    min_p=0.1,
+    presence_penalty=1.0,
+    frequency_penalty=1.0,
+    repetition_penalty=1.1,
+    logit_bias={"5": 1.0},
     seed=1,
     stop=("\n",),
+    stop_token_ids=(3,),
+    min_tokens=2,
+    logprobs=1,
+    prompt_logprobs=1,
+    best_of=3,
+    tenant="t",
     extra={"tools": [{"type": "function", "function": {"name": "f"}}], "user": "u1"},
 )
 
@@ -34,14 +45,28 @@ CHANGES: dict[str, Any] = {
     "temperature": 0.5,
     "top_p": 0.8,
     "top_k": 6,
+    "min_p": 0.2,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "repetition_penalty": 1.2,
+    "logit_bias": {"5": -1.0},
     "seed": 2,
     "stop": ("\n", "x"),
+    "stop_token_ids": (4,),
+    "min_tokens": 3,
+    "ignore_eos": True,
+    "logprobs": 0,
+    "prompt_logprobs": 0,
+    "echo": True,
+    "n": 2,
+    "best_of": 4,
+    "tenant": "u",
     "extra": {"tools": [{"type": "function", "function": {"name": "g"}}], "user": "u1"},
 }
 
 
 def key(request: GenerationRequest, identity: str = "m@1", tenant: str = "t") -> bytes:
-    return cache_key(request, identity, tenant)
+    return cache_key(msgspec.structs.replace(request, tenant=tenant), identity)
 
 
 def changed(**fields: Any) -> GenerationRequest:
@@ -55,13 +80,24 @@ def test_every_field_is_either_tested_here_or_does_not_shape_the_answer() -> Non
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_a_change_in_any_field_that_shapes_the_answer_changes_the_key(field: str) -> None:
-    assert key(changed(**{field: CHANGES[field]})) != key(REQUEST)
+    assert cache_key(changed(**{field: CHANGES[field]}), "m") != cache_key(REQUEST, "m")
 
 
 @pytest.mark.parametrize("field", [f for f in CHANGES if getattr(REQUEST, f) is not None])
 def test_a_field_left_out_is_not_the_same_as_one_given(field: str) -> None:
-    empty: Any = {"extra": {}, "stop": (), "endpoint": "completions", "model": ""}.get(field)
-    assert key(changed(**{field: empty})) != key(REQUEST)
+    empty: Any = {
+        "extra": {},
+        "stop": (),
+        "stop_token_ids": (),
+        "logit_bias": {},
+        "endpoint": "completions",
+        "model": "",
+        "ignore_eos": True,
+        "echo": True,
+        "n": 5,
+        "tenant": "",
+    }.get(field)
+    assert cache_key(changed(**{field: empty}), "m") != cache_key(REQUEST, "m")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +131,10 @@ def test_the_end_user_is_in_the_key() -> None:
 
 def test_zero_and_zero_point_zero_are_one_temperature() -> None:
     assert key(changed(temperature=0)) == key(REQUEST)
+
+
+def test_seeds_beyond_a_floats_precision_are_apart() -> None:
+    assert key(changed(seed=2**53)) != key(changed(seed=2**53 + 1))
 
 
 def test_tenants_and_models_do_not_share_keys() -> None:

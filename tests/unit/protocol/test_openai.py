@@ -80,17 +80,64 @@ def test_unknown_fields_come_through_as_they_came() -> None:
 
 
 def test_values_that_change_nothing_are_taken_and_left_out() -> None:
-    assert chat(n=1, logprobs=False, top_logprobs=0, functions=[], modalities=["text"]) == chat()
+    silent = {"n": 1, "logprobs": False, "top_logprobs": 0, "functions": [], "logit_bias": {}}
+    assert chat(**silent, modalities=["text"], stop_token_ids=[], ignore_eos=False) == chat()
+
+
+def test_every_sampling_field_arrives() -> None:
+    fields = {
+        "min_p": 0.1,
+        "presence_penalty": -2,
+        "frequency_penalty": 2,
+        "repetition_penalty": 1.1,
+        "logit_bias": {"42": -100, "7": 1.5},
+        "min_tokens": 3,
+        "prompt_logprobs": 2,
+        "n": 3,
+    }
+    request = chat(**fields, stop_token_ids=[1, 2], ignore_eos=True, logprobs=True)
+    for name, value in fields.items():
+        assert getattr(request, name) == value
+    assert request.stop_token_ids == (1, 2)
+    assert request.ignore_eos
+    assert request.logprobs == 0
+    assert request.extra == {}
+
+
+def test_log_probabilities_are_one_number_whichever_endpoint_asks() -> None:
+    assert chat(logprobs=True, top_logprobs=5).logprobs == 5
+    assert completion(prompt="p", logprobs=5).logprobs == 5
+    assert completion(prompt="p", logprobs=0).logprobs == 0
+    assert chat().logprobs is completion(prompt="p").logprobs is None
+
+
+def test_a_completion_has_an_echo_and_a_best_of() -> None:
+    request = completion(prompt="p", echo=True, best_of=4, n=2)
+    assert (request.echo, request.best_of, request.n) == (True, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "expected"),
+    [
+        ({"n": 3, "best_of": 2}, "best_of", "at least 'n'"),
+        ({"best_of": 2, "stream": True}, "best_of", "'n' in a stream"),
+        ({"logprobs": 21}, "logprobs", "<= 20"),
+        ({"logprobs": True}, "logprobs", "got bool"),
+        ({"echo": 1}, "echo", "bool"),
+    ],
+)
+def test_a_bad_field_of_a_completion_is_named(
+    fields: dict[str, Any], param: str, expected: str
+) -> None:
+    with pytest.raises(InvalidField) as caught:
+        completion(prompt="p", **fields)
+    assert caught.value.param == param
+    assert expected in caught.value.message
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("n", True),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 5),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),
     ],
@@ -140,6 +187,29 @@ def test_what_an_answer_cannot_carry_is_refused_by_name(field: str, value: objec
         ({"max_tokens": 1.5}, "max_tokens", "int"),
         ({"max_completion_tokens": 10**30}, "max_completion_tokens", "int"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "same value"),
+        ({"min_p": 1.1}, "min_p", "<= 1"),
+        ({"presence_penalty": 2.1}, "presence_penalty", "<= 2"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty", ">= -2"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "> 0"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]", "<= 100"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five", "token id"),
+        ({"logit_bias": {str(2**31): 1}}, f"logit_bias.{2**31}", "token id"),
+        ({"logit_bias": {"9" * 5000: 1}}, f"logit_bias.{'9' * 40}", "token id"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "at most 1024"),
+        ({"logit_bias": {"0" * 5000: 1}}, f"logit_bias.{'0' * 40}", "token id"),
+        ({"logit_bias": [1]}, "logit_bias", "object"),
+        ({"min_tokens": -1}, "min_tokens", ">= 0"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "'max_tokens', which is 4"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]", ">= 0"),
+        ({"stop_token_ids": 5}, "stop_token_ids", "array"),
+        ({"ignore_eos": 1}, "ignore_eos", "bool"),
+        ({"logprobs": 0}, "logprobs", "bool"),
+        ({"top_logprobs": 5}, "top_logprobs", "'logprobs': true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "<= 20"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs", "<= 20"),
+        ({"n": 0}, "n", ">= 1"),
+        ({"n": 129}, "n", "<= 128"),
+        ({"n": True}, "n", "got bool"),
         ({"seed": 2**63}, "seed", "int"),
         ({"top_k": -2}, "top_k", ">= -1"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),

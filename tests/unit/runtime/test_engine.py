@@ -13,6 +13,7 @@ from headrace.runtime.admission import encode
 from headrace.runtime.backends.base import Batch, Sampled
 from headrace.runtime.engine import Completion, Engine, EngineOptions
 from headrace.runtime.request import (
+    Objectives,
     Output,
     Request,
     RequestRefused,
@@ -68,14 +69,16 @@ def test_a_seed_gives_the_same_tokens_whatever_else_runs(engine: Engine) -> None
 
 
 def test_a_preempted_request_goes_on_where_it_was(tiny: Path, engine: Engine) -> None:
-    alone = [engine.generate(prompt, GREEDY).tokens for prompt in PROMPTS]
-    tight = EngineOptions(backend="reference", kv_tokens=160, block_size=8, limits=Limits(16, 4))
+    prompts = ("Once upon a time", "x", "Tell me: ")
+    long = replace(GREEDY, max_tokens=80)
+    alone = [engine.generate(prompt, long).tokens for prompt in prompts]
+    tight = EngineOptions(backend="reference", kv_tokens=144, block_size=8, limits=Limits(16, 4))
     with Engine.load(tiny, tight) as small:
-        for index, prompt in enumerate(PROMPTS):
-            small.submit(Request(str(index), prompt, GREEDY))
+        for index, prompt in enumerate(prompts):
+            small.submit(Request(str(index), prompt, long))
         together = drain(small)
         assert small.counters().preempted > 0
-    assert [together[str(index)].tokens for index in range(len(PROMPTS))] == alone
+    assert [together[str(index)].tokens for index in range(len(prompts))] == alone
 
 
 def test_usage_counts_prompt_and_answer(engine: Engine) -> None:
@@ -229,7 +232,8 @@ def test_logprobs_are_those_of_the_chosen_tokens_and_their_rivals(engine: Engine
     for output in outputs:
         (found,) = output.logprobs
         assert found.token == output.tokens[0] == found.ranked[0].token
-        assert found.logprob == found.ranked[0].logprob > found.ranked[1].logprob
+        assert found.logprob == found.ranked[0].logprob
+        assert (found.logprob or 0) > (found.ranked[1].logprob or 0)
         assert found.bytes == engine.checkpoint.vocabulary.label(found.token)
 
 
@@ -240,8 +244,11 @@ def test_prompt_logprobs_are_what_generation_would_have_said(engine: Engine) -> 
     prompt = [*encode(engine.checkpoint, "Hello"), *answer.tokens]
     engine.submit(Request("b", prompt, replace(GREEDY, max_tokens=1, prompt_logprobs=0)))
     scored = collected(engine, "prompt_logprobs")
-    assert [one.token for one in scored] == prompt[1:]
-    np.testing.assert_allclose([one.logprob for one in scored[4:]], generated, atol=1e-4)
+    assert [one.token for one in scored] == prompt
+    assert scored[0].logprob is None
+    np.testing.assert_allclose(
+        [one.logprob or 0 for one in scored[5:]], [one or 0 for one in generated], atol=1e-4
+    )
 
 
 def collected(engine: Engine, field: str) -> list[TokenLogprob]:
@@ -278,3 +285,15 @@ def test_min_tokens_hold_the_end_back(engine: Engine) -> None:
     late = engine.generate("Once", replace(stop, min_tokens=5))
     assert late.finish.completion_tokens > 5
     assert whole[0] not in late.tokens[:5]
+
+
+def test_a_request_whose_deadline_cannot_be_met_ends_as_late_without_running(
+    engine: Engine,
+) -> None:
+    engine.generate("z" * 400, GREEDY)  # so that the engine knows what a prompt costs
+    engine.submit(Request("late", "y" * 400, GREEDY, objectives=Objectives(ttft=1e-4)))
+    engine.submit(Request("fine", "Hi", GREEDY, objectives=Objectives(ttft=60.0)))
+    ended = drain(engine)
+    assert ended["late"].finish.reason == "late"
+    assert ended["late"].tokens == ()
+    assert ended["fine"].finish.reason == "length"

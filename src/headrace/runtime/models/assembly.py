@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from .architecture import Architecture, Experts, Head, Layer, Pooling
+from .fields import UnsupportedModel
 from .program import (
     Activate,
     AddEmbedding,
@@ -31,7 +32,12 @@ from .program import (
 
 
 def decoder_program(model: Architecture) -> Program:
-    """Compile a decoder: five matrix products a layer, residual adds in the norms."""
+    """Compile a decoder: five matrix products a layer, residual adds in the norms.
+
+    Raises UnsupportedModel on a model that does not generate.
+    """
+    if not model.causal or model.head is not None:
+        raise UnsupportedModel(f"{model.name} embeds or classifies; it does not generate text")
     weight = "embedding" if model.tied_embeddings else "output"
     end = Logits("normed", weight, scale=model.logit_scale, cap=model.logit_cap)
     ops = [*layers(model, len(model.layers)), last_norm(model), end]

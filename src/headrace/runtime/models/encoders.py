@@ -14,9 +14,10 @@ POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean"}
 
 def labels_of(config: Fields) -> tuple[str, ...] | None:
     """The labels of a classifier, in order; None where the model is none."""
+    count = config.get("num_labels") or config.get("_num_labels") or 2
     if not any("SequenceClassification" in name for name in config.get("architectures", [])):
         return None
-    named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    named = config.get("id2label") or {str(index): f"LABEL_{index}" for index in range(count)}
     return tuple(named[key] for key in sorted(named, key=int))
 
 

@@ -39,14 +39,14 @@ class Sentences:
     prefix: str = ""
 
 
-def read_sentences(directory: Path) -> Sentences:
-    """Read modules.json and its companions; without them, the mean, normalised.
+def read_sentences(directory: Path, otherwise: Pooling = "mean") -> Sentences:
+    """Read modules.json and its companions; without them, pooling is `otherwise`, normalised.
 
     Raises UnsupportedModel on a step that is not known.
     """
     beside = directory / "modules.json"
     if not beside.exists():
-        return Sentences()
+        return Sentences(pooling=otherwise)
     steps = {
         step["type"].rpartition(".")[2]: step["path"] for step in json.loads(beside.read_text())
     }

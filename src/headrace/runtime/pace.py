@@ -1,0 +1,41 @@
+"""How fast this engine is on this machine, measured from its own steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NEWEST = 0.1  # weight of the newest measurement
+ENOUGH = 16  # prefill tokens of a step from which their price can be told
+LEAST_CHUNK = 16  # tokens; a prompt always moves on
+
+
+@dataclass(slots=True)
+class Pace:
+    """Smoothed times in seconds; None until there was a step that tells."""
+
+    decode: float | None = None  # of a step that only decodes
+    per_prefill_token: float | None = None  # on top of that
+
+    def measured(self, decode_rows: int, prefill_tokens: int, seconds: float) -> None:
+        """Note what a step took."""
+        if not prefill_tokens:
+            self.decode = smooth(self.decode, seconds)
+        elif prefill_tokens >= ENOUGH:
+            own = seconds - (self.decode or 0.0) if decode_rows else seconds
+            self.per_prefill_token = smooth(self.per_prefill_token, max(own, 0.0) / prefill_tokens)
+
+    def prefill_seconds(self, tokens: int) -> float:
+        """What computing so many prompt tokens takes; a millisecond at least."""
+        return max(tokens * (self.per_prefill_token or 0.0), 1e-3)
+
+    def chunk(self, step: float, most: int) -> int:
+        """Prompt tokens that fit a decode step that may take `step` seconds, at most `most`."""
+        if not self.per_prefill_token:
+            return most
+        room = step - (self.decode or 0.0)
+        return min(most, max(LEAST_CHUNK, int(room / self.per_prefill_token)))
+
+
+def smooth(before: float | None, now: float) -> float:
+    """An exponentially weighted mean."""
+    return now if before is None else before + NEWEST * (now - before)
