@@ -47,7 +47,7 @@ class Grammars:
         answer = None if grammar is None else written(grammar)
         text = composed(answer, calls, reasoning)
         if len(text) > CHARACTERS:
-            raise refusal(f"is a grammar of over {CHARACTERS} characters", field)
+            raise refusal(f"is over {CHARACTERS} characters", field)
         compiler = self.load()
         found = self.kept.get(text)
         if found is None:
@@ -90,7 +90,7 @@ def masks(rows: Sequence[Matcher | None]) -> Masks | None:
 
 def refusal(what: str, field: str = "response_format") -> RequestRefused:
     """A grammar cannot be used."""
-    return RequestRefused("invalid_value", f"{field} {what}", field=field)
+    return RequestRefused("invalid_value", f"the grammar {what}", field=field)
 
 
 def written(grammar: Grammar) -> dict[str, Any]:
