@@ -12,6 +12,7 @@ from headrace.protocol.generation import (
     Event,
     Finished,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     ToolCallDelta,
 )
@@ -51,7 +52,7 @@ def size_of(events: tuple[Event, ...]) -> int:
 def _held(event: Event) -> int:
     if isinstance(event, ToolCallDelta):
         return sys.getsizeof(event.arguments)
-    size = sys.getsizeof(event.text) if isinstance(event, TextDelta) else 0
+    size = sys.getsizeof(event.text) if isinstance(event, TextDelta | ReasoningDelta) else 0
     if isinstance(event, TextDelta | PromptScored):
         size += _LOGPROB_BYTES * sum(1 + len(one.ranked) for one in event.logprobs)
     return size

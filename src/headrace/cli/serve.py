@@ -112,7 +112,8 @@ def _greet(app: platform.App, listener: socket.socket, seconds: float) -> None:
         kernels = "; ".join(sorted(set(engine.loaded.kernels.values())))
         lines.append(f"  kernels  {engine.loaded.backend}: {kernels}")
     first = next(iter(configuration.models))
-    body = {"model": first, "messages": [{"role": "user", "content": "Say hello."}]}
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"model": first, "messages": asked, "temperature": 0}  # a small model rambles at 1
     lines += [
         "",
         "Try it:",

@@ -12,6 +12,7 @@ from headrace.protocol.generation import (
     Finished,
     FinishReason,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
@@ -29,10 +30,11 @@ class ToolCall(Struct):
 class Choice:
     """What one choice has said so far."""
 
-    __slots__ = ("_pieces", "logprobs", "reason", "tool_calls")
+    __slots__ = ("_pieces", "_thoughts", "logprobs", "reason", "tool_calls")
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
+        self._thoughts: list[str] = []
         self.tool_calls: dict[int, ToolCall] = {}  # by index, in order of arrival
         self.logprobs: list[TokenLogprob] = []
         self.reason: FinishReason | None = None
@@ -44,11 +46,20 @@ class Choice:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
+    @property
+    def reasoning(self) -> str:
+        """What the model said to itself so far."""
+        if len(self._thoughts) > 1:
+            self._thoughts = ["".join(self._thoughts)]
+        return self._thoughts[0] if self._thoughts else ""
+
     def add(self, event: Event) -> None:
         """Append one delta of this choice."""
         if isinstance(event, TextDelta):
             self._pieces.append(event.text)
             self.logprobs += event.logprobs
+        elif isinstance(event, ReasoningDelta):
+            self._thoughts.append(event.text)
         elif isinstance(event, ToolCallDelta):
             call = self.tool_calls.get(event.index)
             if call is None:
@@ -61,6 +72,8 @@ class Choice:
     def content(self) -> dict[str, Any]:
         """The choice as the call record keeps it."""
         output: dict[str, Any] = {"text": self.text}
+        if self._thoughts:
+            output["reasoning"] = self.reasoning
         if self.tool_calls:
             output["tool_calls"] = [
                 {"id": call.id, "name": call.name, "arguments": call.arguments}

@@ -126,6 +126,13 @@ class TextDelta(Struct, frozen=True, tag="text"):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
+    """More of what the model says to itself before one choice of the answer."""
+
+    text: str
+    choice: int = 0
+
+
 class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
     """More of one tool call; `id` and `name` come with its first delta only."""
 
@@ -160,5 +167,5 @@ class Finished(Struct, frozen=True, tag="finished"):
     timings: EngineTimings | None = None
 
 
-Delta = TextDelta | ToolCallDelta | PromptScored
+Delta = TextDelta | ReasoningDelta | ToolCallDelta | PromptScored
 Event = Delta | ChoiceFinished | Finished

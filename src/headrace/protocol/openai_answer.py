@@ -20,6 +20,7 @@ from headrace.protocol.generation import (
     Finished,
     FinishReason,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     Usage,
 )
@@ -103,6 +104,8 @@ def whole_body(identity: Identity, answer: Answer) -> bytes:
 
 def _chat_choice(choice: Choice) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
     if choice.tool_calls:
         message["content"] = choice.text or None
         message["tool_calls"] = [
@@ -159,7 +162,7 @@ class ChunkEncoder:
         return self._chunk(choice, {"delta": {"role": "assistant", "content": ""}})
 
     def delta(self, event: Delta) -> bytes:
-        """One chunk of text, of a tool call, or of the prompt's log-probabilities."""
+        """One chunk of text, of reasoning, of a tool call, or of the prompt's log-probabilities."""
         if isinstance(event, TextDelta):
             if event.choice or event.logprobs:
                 return self._text(event)
@@ -167,6 +170,8 @@ class ChunkEncoder:
         if isinstance(event, PromptScored):
             said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
             return self._chunk(0, said, prompt_logprobs=prompt_logprobs(event.logprobs))
+        if isinstance(event, ReasoningDelta):
+            return self._chunk(event.choice, {"delta": {"reasoning_content": event.text}})
         function: dict[str, str] = {"arguments": event.arguments}
         call: dict[str, Any] = {"index": event.index, "function": function}
         if event.name is not None:

@@ -20,8 +20,15 @@ from headrace.protocol.errors import (
     InvalidField,
     Overloaded,
 )
-from headrace.protocol.generation import Event, GenerationRequest
+from headrace.protocol.generation import Event, GenerationRequest, Message
 from headrace.providers.local_choices import RETRY_AFTER, Choices, best, interleave, requests
+from headrace.providers.local_constraints import (
+    CONSTRAINTS,
+    FORMAT,
+    grammar,
+    grammar_field,
+    tools,
+)
 from headrace.runtime.engine import EngineOptions
 from headrace.runtime.process import EngineDied, EngineProcess
 from headrace.runtime.request import Prompt, Request, RequestRefused, SamplingParameters
@@ -33,7 +40,7 @@ COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
 HARMLESS = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-        "prompt_cache_retention", "parallel_tool_calls", "stream_options",
+        "prompt_cache_retention", "stream_options",
     }
 )  # fmt: skip
 # Fields that the engine does not have yet, and the values that ask for nothing.
@@ -41,9 +48,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),  # of a chat
     "echo": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
 }
@@ -76,7 +80,14 @@ class LocalProvider:
 
     async def generate(self, request: GenerationRequest, model: str) -> AsyncGenerator[Event, None]:
         """Run a request on the engine of the model reference `model`."""
-        asked = Request(secrets.token_hex(8), prompt(request), sampling(request), request.tenant)
+        asked = Request(
+            secrets.token_hex(8),
+            prompt(request),
+            sampling(request),
+            request.tenant,
+            grammar=grammar(request),
+            tools=tools(request),
+        )
         runs = requests(request, asked)
         events = self.events(request, runs, self.engines[model])
         if len(runs) > request.n:
@@ -108,16 +119,27 @@ class LocalProvider:
 def prompt(request: GenerationRequest) -> Prompt:
     """What the engine continues: a conversation, text or token ids."""
     if request.messages is not None:
-        return [msgspec.to_builtins(message) for message in request.messages]
+        return [turn(message) for message in request.messages]
     if request.prompt is None:
         raise InvalidField("prompt", "expected a string or token ids")
     return request.prompt
 
 
+def turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it, the fields beside OpenAI's among the others."""
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return {**fields.pop("extra", {}), **fields}
+
+
 def sampling(request: GenerationRequest) -> SamplingParameters:
     """The engine's parameters. Raises InvalidField on a field it could not honour."""
     for field, value in request.extra.items():
-        if field in HARMLESS or value is None or value in NEUTRAL.get(field, ()):
+        if (
+            field in HARMLESS
+            or field in CONSTRAINTS
+            or value is None
+            or value in NEUTRAL.get(field, ())
+        ):
             continue
         raise InvalidField(field, "this model is served locally, where it is not supported")
     max_tokens = request.max_tokens
@@ -165,5 +187,9 @@ def refusal(refused: RequestRefused, request: GenerationRequest) -> HeadraceErro
         )
     if refused.code == "invalid_value":
         field = refused.details["field"]
-        return InvalidField(body_field if field == "prompt" else field, refused.message)
+        if field == "prompt":
+            field = body_field
+        elif field == FORMAT:
+            field = grammar_field(request) or field
+        return InvalidField(field, refused.message)
     return InternalFault()

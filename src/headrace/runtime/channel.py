@@ -26,6 +26,7 @@ from .request import (
     SamplingParameters,
     Timings,
     TokenLogprob,
+    ToolCall,
     Tools,
 )
 
@@ -99,6 +100,8 @@ def outputs_frame(outputs: list[Output], counters: Counters) -> bytes:
             output.finish and asdict(output.finish),
             [logprob_frame(one) for one in output.logprobs],
             [logprob_frame(one) for one in output.prompt_logprobs],
+            output.reasoning,
+            [(call.name, call.arguments) for call in output.calls],
         )
         for output in outputs
     ]
@@ -115,8 +118,12 @@ def read_outputs(message: Message) -> list[Output]:
             finish and read_finish(finish),
             tuple(map(read_logprob, logprobs)),
             tuple(map(read_logprob, prompt_logprobs)),
+            reasoning,
+            tuple(ToolCall(*call) for call in calls),
         )
-        for id, text, tokens, finish, logprobs, prompt_logprobs in message["outputs"]
+        for id, text, tokens, finish, logprobs, prompt_logprobs, reasoning, calls in message[
+            "outputs"
+        ]
     ]
 
 

@@ -42,11 +42,13 @@ from .request import (
     SamplingParameters,
     Timings,
     TokenLogprob,
+    ToolCall,
     Tools,
 )
 from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
 from .sequence import Sequence
 from .speculation import Speculator
+from .text.answer import Said
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ class Completion:
     text: str
     tokens: tuple[int, ...]
     finish: Finish
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Engine:
@@ -133,7 +137,13 @@ class Engine:
         if finish is None:
             raise RuntimeError("the stream ended without a reason")
         tokens = tuple(token for output in outputs for token in output.tokens)
-        return Completion("".join(output.text for output in outputs), tokens, finish)
+        return Completion(
+            "".join(output.text for output in outputs),
+            tokens,
+            finish,
+            "".join(output.reasoning for output in outputs),
+            tuple(call for output in outputs for call in output.calls),
+        )
 
     def stream(
         self,
@@ -281,11 +291,18 @@ class Engine:
             sequence.computed += 1  # the draft's KV is that of the token
         if span.drafts and self.speculator is not None:
             self.speculator.judged(sequence, len(span.drafts), taken - 1)
+        said = Said(text)
+        if sequence.reader is not None:
+            said = sequence.reader.read(text, final=reason is not None)
+            if sequence.reader.called and (reason == "stop" or sequence.reader.over):
+                reason = "tool_calls"
         shown = sequence.sampling.logprobs
         places = range(row, row + taken) if shown is not None else ()
         return Output(
             id=sequence.id,
-            text=text,
+            text=said.text,
+            reasoning=said.reasoning,
+            calls=said.calls,
             tokens=tuple(chosen[:taken]),
             finish=None if reason is None else self.end(sequence, reason),
             logprobs=tuple(self.logprob(sampled, place, shown or 0) for place in places),
