@@ -16,6 +16,7 @@ from headrace.protocol.generation import (
     Finished,
     GenerationRequest,
     Message,
+    ReasoningDelta,
     TextDelta,
     ToolCallDelta,
     Usage,
@@ -173,6 +174,27 @@ def test_completions_text_and_a_refusal_are_text() -> None:
     assert translate(chunk({"refusal": "I will not"}), chunk({}, "stop"))[0] == (
         TextDelta("I will not")
     )
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"reasoning_content": "Hm."},
+        {"reasoning": "Hm."},
+        {"reasoning": "Hm.", "reasoning_content": "Hm."},
+        {"reasoning": "Hm.", "reasoning_content": None, "content": ""},
+    ],
+)
+def test_reasoning_comes_through_under_either_name(delta: dict[str, Any]) -> None:
+    events = translate(chunk(delta), chunk({"content": "a"}), chunk({}, "stop"))
+    assert events[:2] == [ReasoningDelta("Hm."), TextDelta("a")]
+    whole = sse({"choices": [{"message": {**delta, "content": "a"}, "finish_reason": "stop"}]})
+    assert translate(whole)[:2] == [ReasoningDelta("Hm."), TextDelta("a")]
+
+
+def test_reasoning_that_is_no_text_is_left_out() -> None:
+    events = translate(chunk({"reasoning": {"effort": 1}}), chunk({"content": "a"}, "stop"))
+    assert events[0] == TextDelta("a")
 
 
 def test_content_in_parts_is_put_together() -> None:
