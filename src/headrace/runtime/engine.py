@@ -27,6 +27,7 @@ from .grammar import Grammars
 from .kvcache import BlockPool
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
+from .models.rounding import Quantization
 from .pace import Pace
 from .plan import plan_batch
 from .request import (
@@ -64,6 +65,7 @@ class EngineOptions:
     share_prefixes: bool = True
     speculation: bool = True
     limits: Limits = DEFAULT_LIMITS
+    quantization: Quantization | None = None  # of float weights, when they are loaded
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -113,7 +115,8 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
         load = choose(options.backend)
-        checkpoint = load_checkpoint(path, options.kv_tokens)
+        quantization, threads = options.quantization, options.threads
+        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         kv = KVLayout(-(-options.kv_tokens // options.block_size), options.block_size)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)

@@ -95,6 +95,7 @@ def describe(engine: Engine | EncoderQueue, seconds: float) -> Loaded:
         backend=type(engine.backend).__module__.split(".")[3],
         kernels=dict(engine.backend.kernels()),
         formats=engine.checkpoint.formats,
+        kinds=engine.checkpoint.kinds,
         seconds=seconds,
     )
 
