@@ -87,6 +87,7 @@ def describe(engine: Engine | EncoderQueue, seconds: float) -> Loaded:
             backend=type(encoder.backend).__module__.split(".")[3],
             kernels=dict(encoder.backend.kernels()),
             formats={},
+            kinds={},
             seconds=seconds,
         )
     return Loaded(
