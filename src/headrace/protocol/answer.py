@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
+from headrace.protocol.encoding import Embedded, Encoded
 from headrace.protocol.generation import (
     ChoiceFinished,
     Event,
@@ -87,12 +89,13 @@ class Choice:
 class Answer:
     """What a generation has said so far."""
 
-    __slots__ = ("choices", "deltas", "finished", "prompt")
+    __slots__ = ("choices", "deltas", "encoded", "finished", "prompt")
 
     def __init__(self) -> None:
         self.choices: dict[int, Choice] = {0: Choice()}  # by index
         self.deltas = 0  # how many pieces came: an estimate of the tokens of a cut answer
         self.prompt: tuple[TokenLogprob, ...] = ()
+        self.encoded: Encoded | None = None
         self.finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -102,6 +105,8 @@ class Answer:
             self.choices[0].reason = event.reason
         elif isinstance(event, PromptScored):
             self.prompt = event.logprobs
+        elif isinstance(event, Encoded):
+            self.encoded = event
         else:
             choice = self.choices.get(event.choice)
             if choice is None:
@@ -113,7 +118,14 @@ class Answer:
                 choice.add(event)
 
     def content(self) -> dict[str, Any]:
-        """The answer as the call record keeps it: choice 0, the others under `choices`."""
+        """The answer as the call record keeps it: choice 0, the others under `choices`.
+
+        Of embeddings it keeps how many there are.
+        """
+        if isinstance(self.encoded, Embedded):
+            return {"vectors": len(self.encoded.vectors)}
+        if self.encoded is not None:
+            return dict(msgspec.to_builtins(self.encoded))
         first, *others = (choice for _, choice in sorted(self.choices.items()))
         output = first.content()
         if others:

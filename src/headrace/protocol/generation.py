@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-Endpoint = Literal["chat", "completions"]
+from headrace.protocol.encoding import Encoded, EncodingRequest
+
+Endpoint = Literal["chat", "completions", "embeddings", "rerank", "classify"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Provenance = Literal["provider", "counted", "estimated"]
 
@@ -168,4 +170,5 @@ class Finished(Struct, frozen=True, tag="finished"):
 
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta | PromptScored
-Event = Delta | ChoiceFinished | Finished
+Event = Delta | ChoiceFinished | Finished | Encoded
+AnyRequest = GenerationRequest | EncodingRequest

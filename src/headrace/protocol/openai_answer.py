@@ -6,7 +6,7 @@ A chunk is encoded once per token, so its parts that stay the same are encoded o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -32,6 +32,13 @@ from headrace.protocol.openai_logprobs import (
 )
 
 _encode = msgspec.json.Encoder().encode
+_PREFIXES: Mapping[Endpoint, str] = {
+    "chat": "chatcmpl",
+    "completions": "cmpl",
+    "embeddings": "embd",
+    "rerank": "rank",
+    "classify": "classify",
+}
 
 
 class Identity(Struct, frozen=True):
@@ -45,7 +52,7 @@ class Identity(Struct, frozen=True):
 
 def answer_id(endpoint: Endpoint, unique: str) -> str:
     """An id in the form that the endpoint's clients know."""
-    return f"chatcmpl-{unique}" if endpoint == "chat" else f"cmpl-{unique}"
+    return f"{_PREFIXES[endpoint]}-{unique}"
 
 
 def error_body(error: HeadraceError) -> bytes:

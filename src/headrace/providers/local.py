@@ -12,6 +12,12 @@ from typing import Any
 import msgspec
 
 from headrace.config.schema import LOCAL, Engine
+from headrace.protocol.encoding import (
+    ClassificationRequest,
+    EmbeddingRequest,
+    EncodingRequest,
+    RankRequest,
+)
 from headrace.protocol.errors import (
     ContextTooLong,
     EngineLost,
@@ -20,7 +26,7 @@ from headrace.protocol.errors import (
     InvalidField,
     Overloaded,
 )
-from headrace.protocol.generation import Event, GenerationRequest, Message
+from headrace.protocol.generation import AnyRequest, Event, Finished, GenerationRequest, Message
 from headrace.providers.local_choices import RETRY_AFTER, Choices, best, interleave, requests
 from headrace.providers.local_constraints import (
     CONSTRAINTS,
@@ -29,6 +35,7 @@ from headrace.providers.local_constraints import (
     grammar_field,
     tools,
 )
+from headrace.providers.local_encoding import asked_of, encoded_of
 from headrace.runtime.engine import EngineOptions
 from headrace.runtime.process import EngineDied, EngineProcess
 from headrace.runtime.request import Prompt, Request, RequestRefused, SamplingParameters
@@ -62,6 +69,7 @@ class LocalProvider:
             backend=settings.backend,
             threads=settings.threads,
             kv_tokens=settings.kv_tokens,
+            quantization=settings.quantization,
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         self.engines = {source: EngineProcess(path, options) for source, path in models.items()}
@@ -109,11 +117,33 @@ class LocalProvider:
         except RequestRefused as refused:
             raise refusal(refused, request) from refused
         except EngineDied as died:
-            raise EngineLost(
-                "The engine stopped; it is being started again.", retry_after=RETRY_AFTER
-            ) from died
+            raise lost() from died
         finally:
             await outputs.aclose()
+
+    def embed(self, request: EmbeddingRequest, model: str) -> AsyncGenerator[Event, None]:
+        """The vectors of texts, by an encoder."""
+        return self.encode(request, model)
+
+    def rank(self, request: RankRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Scores of documents, by a cross-encoder or by the angles of an encoder's vectors."""
+        return self.encode(request, model)
+
+    def classify(self, request: ClassificationRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Labels of texts, by a classifier."""
+        return self.encode(request, model)
+
+    async def encode(self, request: EncodingRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Run a request on the encoder of the model reference `model`."""
+        try:
+            found = await self.engines[model].encode(asked_of(request))
+        except RequestRefused as refused:
+            raise refusal(refused, request) from refused
+        except EngineDied as died:
+            raise lost() from died
+        encoded, usage = encoded_of(request, found)
+        yield encoded
+        yield Finished("stop", usage)
 
 
 def prompt(request: GenerationRequest) -> Prompt:
@@ -176,9 +206,21 @@ def prompt_logprobs(request: GenerationRequest) -> int | None:
     return max(asked, default=None)
 
 
-def refusal(refused: RequestRefused, request: GenerationRequest) -> HeadraceError:
+def lost() -> EngineLost:
+    """What a caller is told whose engine died."""
+    return EngineLost("The engine stopped; it is being started again.", retry_after=RETRY_AFTER)
+
+
+def body_field_of(request: AnyRequest) -> str:
+    """The field of the body that holds what the model reads."""
+    if isinstance(request, GenerationRequest):
+        return "messages" if request.messages is not None else "prompt"
+    return "documents" if isinstance(request, RankRequest) else "input"
+
+
+def refusal(refused: RequestRefused, request: AnyRequest) -> HeadraceError:
     """The error that tells the caller why the engine did not take the request."""
-    body_field = "messages" if request.messages is not None else "prompt"
+    body_field = body_field_of(request)
     if refused.code == "busy":
         return Overloaded("The engine's queue is full.", retry_after=RETRY_AFTER)
     if refused.code == "context_too_long":
@@ -189,7 +231,7 @@ def refusal(refused: RequestRefused, request: GenerationRequest) -> HeadraceErro
         field = refused.details["field"]
         if field == "prompt":
             field = body_field
-        elif field == FORMAT:
+        elif field == FORMAT and isinstance(request, GenerationRequest):
             field = grammar_field(request) or field
         return InvalidField(field, refused.message)
     return InternalFault()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from headrace.config.schema import Configuration, Match, Route
 from headrace.protocol.errors import ModelNotFound
-from headrace.protocol.generation import GenerationRequest
+from headrace.protocol.generation import AnyRequest
 from headrace.router.plan import Attempt, HealthSnapshot, Plan, Skipped
 
 
 def plan(
-    request: GenerationRequest,
+    request: AnyRequest,
     configuration: Configuration,
     version: str,
     health: HealthSnapshot,
@@ -51,7 +51,7 @@ def known_names(configuration: Configuration) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*configuration.models, *asked]))
 
 
-def _holds(when: Match, request: GenerationRequest) -> bool:
+def _holds(when: Match, request: AnyRequest) -> bool:
     return when.model is None or when.model == request.model
 
 

@@ -1,8 +1,9 @@
 """The messages between the platform and an engine's process: one JSON object a line.
 
-To the engine:    generate (a request) · cancel (its id) · stop
+To the engine:    generate, encode (a request) · cancel (its id) · stop
 From the engine:  ready (what was loaded) · failed (it could not) · refused (a request) ·
-                  outputs (news of requests, and the counters after the step)
+                  outputs (news of requests, and the counters after the step) ·
+                  encodings (requests that are done, and the counters)
 
 JSON, not pickle: what comes out of the engine's process is data, and a log of the channel can be
 read.
@@ -11,10 +12,12 @@ read.
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .encoding import EncodeRequest, Encoding
 from .request import (
     Counters,
     Finish,
@@ -42,6 +45,7 @@ class Loaded:
     backend: str
     kernels: Mapping[str, str]
     formats: Mapping[str, int]  # weights of each format
+    kinds: Mapping[str, str]  # the format of each kind of weight, and why
     seconds: float  # that loading took
 
 
@@ -76,6 +80,32 @@ def read_request(message: Message) -> Request:
         grammar and Grammar(**grammar),
         tools and Tools(**{**tools, "functions": tuple(tools["functions"])}),
     )
+
+
+def encode_frame(request: EncodeRequest) -> bytes:
+    """Ask for vectors, scores or labels."""
+    return frame("encode", **asdict(request))
+
+
+def read_encode(message: Message) -> EncodeRequest:
+    """The request of an `encode` message."""
+    texts = (one if isinstance(one, str) else tuple(one) for one in message["texts"])
+    fields = {name: value for name, value in message.items() if name not in ("kind", "texts")}
+    return EncodeRequest(texts=tuple(texts), **fields)
+
+
+def encodings_frame(found: list[Encoding], counters: Counters) -> bytes:
+    """What came of requests to an encoder; JSON has no bytes, so values go as base64."""
+    done = [{**asdict(one), "values": b64encode(one.values).decode()} for one in found]
+    return frame("encodings", encodings=done, counters=asdict(counters))
+
+
+def read_encodings(message: Message) -> list[Encoding]:
+    """What an `encodings` message tells."""
+    return [
+        Encoding(**{**one, "values": b64decode(one["values"]), "labels": tuple(one["labels"])})
+        for one in message["encodings"]
+    ]
 
 
 def refusal_frame(id: str, refused: RequestRefused) -> bytes:

@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from headrace.protocol.answer import Answer
 from headrace.protocol.errors import ContextTooLong, RateLimited
 from headrace.protocol.generation import (
-    ChoiceFinished,
+    Delta,
     Event,
     Finished,
     ReasoningDelta,
@@ -58,7 +58,7 @@ def answer_of(said: list[Event]) -> Answer:
 def test_chunks_put_together_are_the_whole_answer(said: list[Event], include_usage: bool) -> None:
     encoder = ChunkEncoder(CHAT, include_usage=include_usage)
     pieces = [encoder.opening()]
-    pieces += [encoder.delta(e) for e in said if not isinstance(e, ChoiceFinished | Finished)]
+    pieces += [encoder.delta(e) for e in said if isinstance(e, Delta)]
     pieces.append(encoder.closing("stop"))
     chunks = [ChatCompletionChunk.model_validate_json(piece or b"") for piece in pieces]
     whole = ChatCompletion.model_validate_json(whole_body(CHAT, answer_of(said)))

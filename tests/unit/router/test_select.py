@@ -90,7 +90,7 @@ def test_when_every_candidate_cools_all_are_tried_in_order_and_the_reason_says_s
     assert tried(decision) == ["gpt", "other", "small"]
     assert decision.skipped == ()
     for attempt in decision.attempts:
-        assert f"'{attempt.provider}' cools" in attempt.reason
+        assert f"'{attempt.host}' cools" in attempt.reason
         assert "every candidate is cooling" in attempt.reason
 
 
