@@ -18,12 +18,14 @@ import headrace
 from headrace import app as platform
 from headrace.cli.configuration import changed, choose
 from headrace.cli.errors import CommandError
+from headrace.cli.options import QuantizationOption
 from headrace.cli.progress import shown
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import SecretError
 from headrace.providers.local import LocalProvider
 from headrace.registry.pull import pull
+from headrace.runtime.models.rounding import Quantization, by_format
 from headrace.runtime.process import EngineFailed
 
 
@@ -39,6 +41,7 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on. [8000]")
     ] = None,
+    quantization: QuantizationOption = None,
 ) -> None:
     """Serve models on an OpenAI-compatible port, with a page that shows every call.
 
@@ -48,7 +51,7 @@ def serve(
     headrace serve --model hf:org/name
     """
     began = time.monotonic()
-    loaded = _with_address(choose(config, model), host, port)
+    loaded = _quantized(_with_address(choose(config, model), host, port), quantization)
     server = loaded.configuration.server
     with _listen(server.host, server.port) as listener:
         models = _pull(loaded.configuration)
@@ -69,6 +72,13 @@ def _with_address(loaded: Loaded, host: str | None, port: int | None) -> Loaded:
         port=server.port if port is None else port,
     )
     return changed(loaded, replace(loaded.configuration, server=server))
+
+
+def _quantized(loaded: Loaded, to: Quantization | None) -> Loaded:
+    if to is None:
+        return loaded
+    engine = replace(loaded.configuration.engine, quantization=to)
+    return changed(loaded, replace(loaded.configuration, engine=engine))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -108,7 +118,9 @@ def _greet(app: platform.App, listener: socket.socket, seconds: float) -> None:
             lines.append(f"  model    {name} at {model.provider}")
             continue
         formats = ", ".join(engine.loaded.formats)
+        weights = by_format(engine.loaded.kinds)
         lines.append(f"  model    {name} ({formats}; context {engine.loaded.context})")
+        lines += [f"  weights  {text}: {kinds}" for text, kinds in weights.items()]
         kernels = "; ".join(sorted(set(engine.loaded.kernels.values())))
         lines.append(f"  kernels  {engine.loaded.backend}: {kernels}")
     first = next(iter(configuration.models))

@@ -69,6 +69,7 @@ class LocalProvider:
             backend=settings.backend,
             threads=settings.threads,
             kv_tokens=settings.kv_tokens,
+            quantization=settings.quantization,
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         self.engines = {source: EngineProcess(path, options) for source, path in models.items()}

@@ -45,6 +45,7 @@ class Loaded:
     backend: str
     kernels: Mapping[str, str]
     formats: Mapping[str, int]  # weights of each format
+    kinds: Mapping[str, str]  # the format of each kind of weight, and why
     seconds: float  # that loading took
 
 

@@ -87,6 +87,7 @@ def describe(engine: Engine | EncoderQueue, seconds: float) -> Loaded:
             backend=type(encoder.backend).__module__.split(".")[3],
             kernels=dict(encoder.backend.kernels()),
             formats={},
+            kinds={},
             seconds=seconds,
         )
     return Loaded(
@@ -95,6 +96,7 @@ def describe(engine: Engine | EncoderQueue, seconds: float) -> Loaded:
         backend=type(engine.backend).__module__.split(".")[3],
         kernels=dict(engine.backend.kernels()),
         formats=engine.checkpoint.formats,
+        kinds=engine.checkpoint.kinds,
         seconds=seconds,
     )
 
