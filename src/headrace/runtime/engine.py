@@ -217,10 +217,8 @@ class Engine:
         try:
             sampled = self.backend.run(batch)
         except Exception:
-            # The step's requests fail; the engine and everybody else go on.
             log.exception("a step of %d sequences failed", len(spans))
-            failed = [span.sequence for span in spans]
-            return [Output(one.id, "", finish=self.end(one, "error")) for one in failed]
+            return self.isolate(spans, now)
         self.steps += 1
         seconds = self.clock() - now
         decoding = sum(span.decodes for span in spans)
@@ -229,6 +227,16 @@ class Engine:
         if self.speculator is not None and not prefilled:
             self.speculator.measured(len(batch.tokens), seconds)
         return self.collect(spans, sampled)
+
+    def isolate(self, spans: list[Span], now: float) -> list[Output]:
+        """Run the sequences of a failed step one by one, so that only the one at fault ends.
+
+        What the step had written already is written again, into the same slots.
+        """
+        if len(spans) > 1:
+            return [output for span in spans for output in self.run([span], now)]
+        sequence = spans[0].sequence
+        return [Output(sequence.id, "", finish=self.end(sequence, "error"))]
 
     def speculate(self, spans: list[Span]) -> list[Span]:
         """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""

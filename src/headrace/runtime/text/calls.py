@@ -11,16 +11,18 @@ from __future__ import annotations
 import ast
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..request import ToolCall
 from .detokenizer import overlap
 
 MAX_DEPTH = 64  # of JSON's brackets; also bounds the work on text that only looks like calls
 MAX_NAME = 64  # characters
+MAX_DIGITS = 4000
 KEYS = {"name", "arguments", "parameters", "id", "type"}
 
 OUTSIDE = re.compile(r'["{}\[\]]')
@@ -197,9 +199,24 @@ class FencedPython:
 def loads(text: str) -> Any:
     """A JSON value. Raises NotACall."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=finite, parse_int=whole, parse_constant=refuse)
     except (ValueError, RecursionError):
         raise NotACall from None
+
+
+def finite(text: str) -> float:
+    """A number of JSON; the largest there is for one beyond it, which JSON could not say again."""
+    return max(-sys.float_info.max, min(float(text), sys.float_info.max))
+
+
+def whole(text: str) -> float:
+    """An integer of JSON, as one unless it has more digits than Python converts."""
+    return int(text) if len(text) < MAX_DIGITS else finite(text)
+
+
+def refuse(text: str) -> NoReturn:
+    """NaN and the infinities are not JSON."""
+    raise NotACall
 
 
 def calls_of(text: str) -> tuple[ToolCall, ...]:

@@ -23,13 +23,13 @@ def rules(literal: Callable[[str], str], *, within: bool) -> str:
     """Lark rules whose `reasoning` comes before an answer; `literal` writes a fixed text."""
     close = literal(CLOSE)
     # A special token is none of a pattern's text; where the mark is text, the first one ends it.
-    thought = "THOUGHT " + close if close.startswith("<") else "THOUGHT_AND_CLOSE"
+    thought = "THOUGHT " + close if close.startswith("<") else "thought"
     body = thought if within else f"({literal(OPEN)} {thought})?"
     return "\n".join(
         [
             f"reasoning: {body} SPACE?",
             r"THOUGHT: /(.|\n)*/",
-            r"THOUGHT_AND_CLOSE[lazy]: /(.|\n)*<\/think>/",
+            r"thought[lazy]: /(.|\n)*<\/think>/",
             r"SPACE: /[ \n]{1,8}/",
         ]
     )

@@ -19,7 +19,7 @@ from .calls import BareJSON, CallParser, FencedPython, ListedJSON, Reader, Tagge
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
-NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
+NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
 
 # How JSON is spaced in calls, as most chat templates write it.
 SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -143,8 +143,10 @@ def check(tools: Tools) -> None:
     for index, (name, function) in enumerate(zip(names, tools.functions, strict=True)):
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise refusal(f"tools[{index}].function.name must be a name of at most 64 characters")
-        if not isinstance(function.get("parameters", {}), Mapping):
-            raise refusal(f"tools[{index}].function.parameters must be a JSON schema")
+        schema = function.get("parameters", NO_PARAMETERS)
+        sound = isinstance(schema, Mapping) and isinstance(schema.get("properties", {}), Mapping)
+        if not sound or not isinstance(schema.get("required", []), list | tuple):
+            raise refusal(f"tools[{index}].function.parameters must be an object's JSON schema")
     if len(set(names)) < len(names):
         raise refusal("tools must have different names")
     if not names:
