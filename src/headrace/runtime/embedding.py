@@ -156,7 +156,7 @@ class Encoder:
         backend = choose(options.backend)(program, described.weights, kv, options.threads)
         reader = Reader(read_tokenizer(path), sentences, longest)
         raw = score_is_raw(read_json(path / "config.json"))
-        formats = Counter(tensor.format for tensor in described.weights.values())
+        formats = dict(Counter(tensor.format for tensor in described.weights.values()))
         return cls(backend, model, reader, options, raw, formats)
 
     def embed(
