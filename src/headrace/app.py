@@ -24,6 +24,7 @@ from headrace.config.secrets import resolve
 from headrace.gateway.admission import Admission
 from headrace.gateway.app import build
 from headrace.gateway.connection import Connection
+from headrace.gateway.engine_metrics import watch_engines
 from headrace.gateway.services import HEARTBEAT, Services
 from headrace.observability.metrics import Metrics
 from headrace.observability.recorder import Recorder
@@ -70,6 +71,8 @@ class App:
         metrics = Metrics()
         metrics.watch_lost(lambda: recorder.lost)
         metrics.gauge("headrace_calls_running", "Calls that run now.", lambda: admission.running)
+        if isinstance(local := providers.get(LOCAL), LocalProvider):
+            watch_engines(metrics, local.engines, configuration)
         cache = configuration.cache
         services = Services(
             configuration=configuration,

@@ -18,15 +18,27 @@ TEMPLATE = (
 )
 
 
-def write_tiny_gguf(path: Path, *, seed: int = 0, format: str = "F32") -> Path:
-    """Write the model; its matrices are in `format`, which must divide 32 columns."""
+def write_tiny_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    format: str = "F32",
+    template: str = TEMPLATE,
+    more: tuple[str, ...] = (),
+    context: int = CONTEXT,
+) -> Path:
+    """Write the model; its matrices are in `format`, which must divide 32 columns.
+
+    `more` are further special tokens.
+    """
     bytes_by_id = sorted(BYTE_OF, key=lambda character: BYTE_OF[character])
-    tokens = [*bytes_by_id, *SPECIALS]
+    specials = (*SPECIALS, *more)
+    tokens = [*bytes_by_id, *specials]
     random = np.random.default_rng(seed)
     writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
     writer.add_feed_forward_length(GATE)
     writer.add_head_count(HEADS)
@@ -36,12 +48,12 @@ def write_tiny_gguf(path: Path, *, seed: int = 0, format: str = "F32") -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([TokenType.NORMAL] * 256 + [TokenType.CONTROL] * len(SPECIALS))
+    writer.add_token_types([TokenType.NORMAL] * 256 + [TokenType.CONTROL] * len(specials))
     writer.add_token_merges([])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(258)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(template)
 
     def matrix(name: str, rows: int, columns: int) -> None:
         values = (random.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)

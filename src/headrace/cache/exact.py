@@ -7,16 +7,21 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
+from headrace.protocol.encoding import Encoded
 from headrace.protocol.generation import (
     ChoiceFinished,
     Event,
     Finished,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     ToolCallDelta,
 )
 
 _ENTRY_BYTES = 512  # key, entry, tuple and the map's own share
+_pack = msgspec.msgpack.Encoder().encode
 _EVENT_BYTES = 64  # one event without its text
 _LOGPROB_BYTES = 192  # one log-probability with its text and bytes
 
@@ -51,7 +56,9 @@ def size_of(events: tuple[Event, ...]) -> int:
 def _held(event: Event) -> int:
     if isinstance(event, ToolCallDelta):
         return sys.getsizeof(event.arguments)
-    size = sys.getsizeof(event.text) if isinstance(event, TextDelta) else 0
+    if isinstance(event, Encoded):
+        return len(_pack(event))
+    size = sys.getsizeof(event.text) if isinstance(event, TextDelta | ReasoningDelta) else 0
     if isinstance(event, TextDelta | PromptScored):
         size += _LOGPROB_BYTES * sum(1 + len(one.ranked) for one in event.logprobs)
     return size

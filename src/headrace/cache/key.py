@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.protocol.generation import GenerationRequest
+from headrace.protocol.generation import AnyRequest
 
 # Fields of a body that label a call and cannot change its answer. Who the end user is
 # (`user`, `safety_identifier`) stays in the key: an upstream may answer by it.
@@ -21,10 +21,12 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 
 
 # How the answer is delivered, and what is treated below.
-_APART = frozenset({"stream", "include_usage", "extra"})
+_APART = frozenset(
+    {"stream", "include_usage", "encoding_format", "top_n", "return_documents", "extra"}
+)
 
 
-def cache_key(request: GenerationRequest, identity: str) -> bytes:
+def cache_key(request: AnyRequest, identity: str) -> bytes:
     """The 32-byte BLAKE2b key of `request`, answered by the model `identity`, for its tenant.
 
     How the answer is delivered (`stream`, `include_usage`) is not part of it. Requests that

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from headrace.cli.errors import CommandError
+from headrace.cli.options import QuantizationOption
 from headrace.cli.progress import shown
 from headrace.config.schema import DEFAULT_MODEL
 from headrace.registry.pull import pull
-from headrace.runtime.engine import Engine
+from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.request import Finish, SamplingParameters
 
 PROMPT = 256  # tokens
@@ -21,16 +22,17 @@ RUNS = 3
 
 def bench(
     model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT_MODEL,
+    quantization: QuantizationOption = None,
 ) -> None:
     """Measure tokens per second, one request at a time: the median of three runs.
 
     \b
     headrace bench
-    headrace bench ./model.gguf
+    headrace bench ./model --quantization int4
     """
     with shown() as progress:
         path = pull(model, progress)
-    with Engine.load(path) as engine:
+    with Engine.load(path, EngineOptions(quantization=quantization)) as engine:
         prompt = min(PROMPT, engine.context - ANSWER)
         if prompt < 1:
             raise CommandError(f"the context of {model} is too short to measure")

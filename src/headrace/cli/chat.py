@@ -10,37 +10,45 @@ from typing import Annotated, Any
 import typer
 
 from headrace.cli.errors import CommandError
+from headrace.cli.options import QuantizationOption
 from headrace.cli.progress import shown
 from headrace.config.schema import DEFAULT_MODEL
 from headrace.registry.pull import pull
-from headrace.runtime.engine import Engine
-from headrace.runtime.request import Finish, Output, SamplingParameters
+from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.models.rounding import Quantization
+from headrace.runtime.request import Finish, Output, Prompt, SamplingParameters
 
 with contextlib.suppress(ImportError):  # some Pythons are built without it
     import readline  # noqa: F401  (gives input() its line editing and history)
 
 LONGEST_ANSWER = 1024  # tokens; a small model may never stop by itself
+LONGEST_CONTINUATION = 128  # tokens; a base model hardly ever does
 
 
 def run(
     model: Annotated[str, typer.Argument(help="Model reference.")],
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    quantization: QuantizationOption = None,
 ) -> None:
     """Answer one prompt and stop. The same prompt gives the same answer (temperature 0).
+
+    A base model, which no one taught to chat, continues the prompt.
 
     \b
     headrace run smollm2-135m "What is the capital of France?"
     """
-    with _engine(model) as engine:
-        messages = [{"role": "user", "content": prompt}]
-        _, finish = _print(
-            engine.stream(messages, SamplingParameters(LONGEST_ANSWER, temperature=0.0))
-        )
+    with _engine(model, quantization) as engine:
+        asked: Prompt = [{"role": "user", "content": prompt}]
+        limit = LONGEST_ANSWER
+        if not engine.checkpoint.chats:
+            asked, limit = prompt, LONGEST_CONTINUATION
+        _, finish = _print(engine.stream(asked, SamplingParameters(limit, temperature=0.0)))
     typer.echo(_timing(finish), err=True)
 
 
 def chat(
     model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT_MODEL,
+    quantization: QuantizationOption = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, /clear starts anew, Ctrl-D leaves.
 
@@ -49,7 +57,7 @@ def chat(
     headrace chat ./model.gguf
     """
     sampling = SamplingParameters(LONGEST_ANSWER, temperature=0.7, top_p=0.95)
-    with _engine(model) as engine:
+    with _engine(model, quantization) as engine:
         typer.echo(f"{model}: ask anything. /clear starts anew, Ctrl-D leaves.", err=True)
         messages: list[dict[str, Any]] = []
         while (question := _ask()) is not None:
@@ -64,11 +72,11 @@ def chat(
             typer.echo(_timing(finish), err=True)
 
 
-def _engine(model: str) -> Engine:
+def _engine(model: str, quantization: Quantization | None) -> Engine:
     with shown() as progress:
         path = pull(model, progress)
     try:
-        return Engine.load(path)
+        return Engine.load(path, EngineOptions(quantization=quantization))
     except (OSError, ValueError) as error:
         raise CommandError(f"Cannot load {path}: {error}") from error
 

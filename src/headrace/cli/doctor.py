@@ -24,6 +24,7 @@ from headrace.registry.pull import local_path, pulled
 from headrace.runtime.backends.choice import importable
 from headrace.runtime.backends.cpu.processors import usable_processors
 from headrace.runtime.engine import Engine
+from headrace.runtime.models.rounding import by_format
 
 LITTLE_ROOM = 2e9  # bytes; a small model and its download fit
 FEATURES = (
@@ -121,12 +122,14 @@ def _models() -> Iterator[Finding]:
         return
     try:
         with Engine.load(path) as engine:
-            kernels = engine.backend.kernels()
+            kernels, kinds = engine.backend.kernels(), engine.checkpoint.kinds
     except (OSError, ValueError, MemoryError) as error:
         yield Finding(
             "kernels", f"{DEFAULT_MODEL} does not load: {error}", f"Remove {path.parent}."
         )
         return
+    for text, names in by_format(kinds).items():
+        yield Finding("weights", f"{text}: {names}")
     for operation, kernel in sorted(kernels.items()):
         yield Finding("kernel", f"{operation}: {kernel}")
 

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +19,27 @@ import headrace
 from headrace import app as platform
 from headrace.cli.configuration import changed, choose
 from headrace.cli.errors import CommandError
+from headrace.cli.options import QuantizationOption
 from headrace.cli.progress import shown
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import SecretError
 from headrace.providers.local import LocalProvider
 from headrace.registry.pull import pull
+from headrace.runtime.models.rounding import Quantization, by_format
 from headrace.runtime.process import EngineFailed
+
+_QUESTION = "What is the capital of France?"
+# A first call of a model, by what it is for: path and body.
+TRY: Mapping[str, tuple[str, dict[str, object]]] = {
+    "generate": (
+        "/v1/chat/completions",
+        # a small model rambles at temperature 1
+        {"messages": [{"role": "user", "content": _QUESTION}], "temperature": 0},
+    ),
+    "embed": ("/v1/embeddings", {"input": _QUESTION}),
+    "classify": ("/v1/classify", {"input": _QUESTION}),
+}
 
 
 def serve(
@@ -39,6 +54,7 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on. [8000]")
     ] = None,
+    quantization: QuantizationOption = None,
 ) -> None:
     """Serve models on an OpenAI-compatible port, with a page that shows every call.
 
@@ -48,7 +64,7 @@ def serve(
     headrace serve --model hf:org/name
     """
     began = time.monotonic()
-    loaded = _with_address(choose(config, model), host, port)
+    loaded = _quantized(_with_address(choose(config, model), host, port), quantization)
     server = loaded.configuration.server
     with _listen(server.host, server.port) as listener:
         models = _pull(loaded.configuration)
@@ -69,6 +85,13 @@ def _with_address(loaded: Loaded, host: str | None, port: int | None) -> Loaded:
         port=server.port if port is None else port,
     )
     return changed(loaded, replace(loaded.configuration, server=server))
+
+
+def _quantized(loaded: Loaded, to: Quantization | None) -> Loaded:
+    if to is None:
+        return loaded
+    engine = replace(loaded.configuration.engine, quantization=to)
+    return changed(loaded, replace(loaded.configuration, engine=engine))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -108,17 +131,21 @@ def _greet(app: platform.App, listener: socket.socket, seconds: float) -> None:
             lines.append(f"  model    {name} at {model.provider}")
             continue
         formats = ", ".join(engine.loaded.formats)
+        weights = by_format(engine.loaded.kinds)
         lines.append(f"  model    {name} ({formats}; context {engine.loaded.context})")
+        lines += [f"  weights  {text}: {kinds}" for text, kinds in weights.items()]
         kernels = "; ".join(sorted(set(engine.loaded.kernels.values())))
         lines.append(f"  kernels  {engine.loaded.backend}: {kernels}")
-    first = next(iter(configuration.models))
-    body = {"model": first, "messages": [{"role": "user", "content": "Say hello."}]}
+    first, model = next(iter(configuration.models.items()))
+    engine = engines.get(model.source) if model.provider == LOCAL else None
+    task = "generate" if engine is None or engine.loaded is None else engine.loaded.task
+    path, body = TRY[task]
     lines += [
         "",
         "Try it:",
         "",
-        f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' "
-        f"-d {_quoted(json.dumps(body))}",
+        f"curl {address}{path} -H 'Content-Type: application/json' "
+        f"-d {_quoted(json.dumps({'model': first, **body}))}",
         "",
         "Ctrl-C stops.",
     ]

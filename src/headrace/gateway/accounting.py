@@ -46,6 +46,7 @@ def record_of(
         usage = Usage(0, call.answer.deltas, provenance="estimated")
     else:
         usage = NOTHING
+    said = call.answer.deltas or call.answer.encoded is not None
     own = _own(call)
     served = call.served
     plan = call.plan
@@ -80,7 +81,7 @@ def record_of(
         error_code=None if error is None else error.code or error.kind,
         engine=None if timings is None else _engine(timings),
         input=_input(call) if content else None,
-        output=call.answer.content() if content and call.answer.deltas else None,
+        output=call.answer.content() if content and said else None,
     )
 
 
@@ -145,5 +146,5 @@ def _input(call: Call) -> dict[str, Any] | None:
     return {
         name: value
         for name, value in fields
-        if name == "endpoint" or (name != "tenant" and value != getattr(_SILENT, name))
+        if name == "endpoint" or (name != "tenant" and value != getattr(_SILENT, name, None))
     }

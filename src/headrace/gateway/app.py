@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from starlette.applications import Starlette
@@ -25,9 +25,18 @@ from headrace.protocol.errors import (
     MethodNotAllowed,
     NotFound,
 )
+from headrace.protocol.generation import Endpoint
 from headrace.protocol.openai_answer import error_body
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+ANSWERING: Mapping[str, Endpoint] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/rerank": "rerank",
+    "/v1/classify": "classify",
+}
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +49,9 @@ def build(
     ids = request_ids.RequestIds(services.new_id)
     endpoints = Endpoints(services)
     routes: list[BaseRoute] = [
-        Route("/v1/chat/completions", Generations(services, "chat", lookup, ids), methods=["POST"]),
-        Route(
-            "/v1/completions", Generations(services, "completions", lookup, ids), methods=["POST"]
+        *(
+            Route(path, Generations(services, endpoint, lookup, ids), methods=["POST"])
+            for path, endpoint in ANSWERING.items()
         ),
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{name:path}", endpoints.model),

@@ -24,8 +24,8 @@ from headrace.protocol.errors import (
     ServiceError,
     UpstreamError,
 )
-from headrace.protocol.generation import Event, Finished, GenerationRequest
-from headrace.providers.base import Provider
+from headrace.protocol.generation import AnyRequest, Event, Finished
+from headrace.providers.base import Provider, answer
 from headrace.router.health import Health
 from headrace.router.plan import Attempt, Plan
 
@@ -57,7 +57,7 @@ class Execution:
 
     def __init__(
         self,
-        request: GenerationRequest,
+        request: AnyRequest,
         plan: Plan,
         providers: Mapping[str, Provider],
         health: Health,
@@ -85,9 +85,8 @@ class Execution:
                 begun, first = self._clock(), None
                 finished: Finished | None = None
                 failure: BaseException | None = None
-                generation = self._providers[attempt.provider].generate(
-                    self._request, attempt.upstream_model
-                )
+                provider = self._providers[attempt.provider]
+                generation = answer(provider, self._request, attempt.upstream_model)
                 try:
                     async for event in generation:
                         if first is None:
@@ -121,10 +120,10 @@ class Execution:
         self, attempt: Attempt, begun: float, first: float | None, failure: BaseException | None
     ) -> None:
         if failure is None:
-            self._health.succeeded(attempt.provider)
+            self._health.succeeded(attempt.host)
             message = code = None
         elif isinstance(failure, HeadraceError):
-            self._health.failed(attempt.provider, failure)
+            self._health.failed(attempt.host, failure)
             message, code = failure.message, failure.code or failure.kind
         elif isinstance(failure, Exception):
             message, code = type(failure).__name__, "internal"

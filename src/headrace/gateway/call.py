@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from headrace.gateway.attempts import Execution
 from headrace.observability.record import CacheOutcome
 from headrace.protocol.answer import Answer
-from headrace.protocol.generation import Endpoint, GenerationRequest
+from headrace.protocol.generation import AnyRequest, Endpoint
 from headrace.router.plan import Attempt, Plan
 
 
@@ -22,7 +22,7 @@ class Call:
     started: float
     started_at: float
     model: str = ""  # as the caller asked
-    request: GenerationRequest | None = None
+    request: AnyRequest | None = None
     plan: Plan | None = None
     cache: CacheOutcome = "off"
     execution: Execution | None = None  # also that of others, where the answer is shared

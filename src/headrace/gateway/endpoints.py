@@ -12,6 +12,7 @@ from headrace.gateway.services import Services
 from headrace.observability.metrics import CONTENT_TYPE
 from headrace.protocol.errors import ModelNotFound
 from headrace.protocol.openai_answer import model_body, model_list_body
+from headrace.router.plan import host_of
 from headrace.router.select import known_names
 
 JSON = "application/json"
@@ -51,7 +52,8 @@ class Endpoints:
         cooling = services.health.snapshot().cooling
         for model in services.configuration.models.values():
             provider = services.providers[model.provider]
-            if model.provider not in cooling and provider.ready():
+            host = host_of(model.provider, model.source)
+            if host not in cooling and provider.ready(model.source):
                 return Response(b'{"status":"ready"}', media_type=JSON)
         return Response(b'{"status":"not ready"}', status_code=503, media_type=JSON)
 

@@ -16,15 +16,28 @@ from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
 from headrace.protocol import sse
 from headrace.protocol.errors import UpstreamError
-from headrace.protocol.generation import ChoiceFinished, Event, Finished
+from headrace.protocol.generation import (
+    ChoiceFinished,
+    Delta,
+    Event,
+    Finished,
+    GenerationRequest,
+)
 from headrace.protocol.openai_answer import ChunkEncoder, Identity, answer_id, whole_body
+from headrace.protocol.openai_encoding import encoding_body
 
 
 async def collect(services: Services, call: Call, events: Events) -> bytes:
     """Run the generation to its end; the whole body."""
     async for event in events:
         _take(services, call, event)
-    return whole_body(_identity(services, call), call.answer)
+    identity, answer = _identity(services, call), call.answer
+    if call.request is None or isinstance(call.request, GenerationRequest):
+        return whole_body(identity, answer)
+    if answer.encoded is None or answer.finished is None:
+        raise UpstreamError("The answer ended before it was finished.")
+    usage = answer.finished.usage
+    return encoding_body(identity.id, identity.model, call.request, answer.encoded, usage)
 
 
 async def stream(
@@ -54,7 +67,8 @@ async def stream(
             if include_usage:
                 frames += sse.data_frame(encoder.usage(event))
             return frames + sse.DONE
-        await reply.write(frames + sse.data_frame(encoder.delta(event)))
+        if isinstance(event, Delta):
+            await reply.write(frames + sse.data_frame(encoder.delta(event)))
     raise UpstreamError("The answer ended before it was finished.")
 
 
@@ -81,7 +95,7 @@ def _take(services: Services, call: Call, event: Event) -> None:
     if call.served is None and call.execution is not None:
         call.served = call.execution.served
     call.answer.add(event)
-    if not isinstance(event, ChoiceFinished | Finished):
+    if isinstance(event, Delta):
         call.last_delta = services.clock()
         if call.first_delta is None:
             call.first_delta = call.last_delta

@@ -22,7 +22,7 @@ from headrace.gateway.call import Call
 from headrace.gateway.disconnect import Events
 from headrace.gateway.services import Services
 from headrace.protocol.errors import InvalidField
-from headrace.protocol.generation import Event, Finished, GenerationRequest
+from headrace.protocol.generation import AnyRequest, Event, Finished
 from headrace.router.plan import Plan
 
 HEADER = "x-headrace-cache"
@@ -50,7 +50,7 @@ class Lookup:
         # What the listeners of a flight need to know of it, for as long as it flies.
         self._executions: WeakValueDictionary[bytes, Execution] = WeakValueDictionary()
 
-    def find(self, call: Call, request: GenerationRequest, plan: Plan, wish: Wish) -> Events:
+    def find(self, call: Call, request: AnyRequest, plan: Plan, wish: Wish) -> Events:
         """The events of the call's answer; says on the call where they come from."""
         services = self._services
         cache = services.cache

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from msgspec import structs
 from starlette.datastructures import Headers
@@ -23,14 +25,22 @@ from headrace.gateway.frames import collect, heartbeats, stream
 from headrace.gateway.lookup import HEADER, Lookup, wish_of
 from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
-from headrace.protocol import openai
+from headrace.protocol import openai, openai_encoding
 from headrace.protocol.errors import HeadraceError, InternalFault, Overloaded
-from headrace.protocol.generation import Endpoint, GenerationRequest
+from headrace.protocol.generation import AnyRequest, Endpoint, GenerationRequest
 from headrace.protocol.json import decode_object
 from headrace.router.select import plan
 
 TENANT = "default"
 CLIENT_CLOSED = 499  # what the record says where no status was sent
+
+READERS: Mapping[Endpoint, Callable[[dict[str, Any]], AnyRequest]] = {
+    "chat": openai.chat_request,
+    "completions": openai.completion_request,
+    "embeddings": openai_encoding.embedding_request,
+    "rerank": openai_encoding.rank_request,
+    "classify": openai_encoding.classification_request,
+}
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +109,7 @@ class Generations:
         events = self._lookup.find(call, request, call.plan, wish)
         try:
             with client_present(receive):
-                if not request.stream:
+                if not isinstance(request, GenerationRequest) or not request.stream:
                     return await collect(services, call, events)
                 with heartbeats(reply, services.heartbeat):
                     return await stream(
@@ -109,7 +119,7 @@ class Generations:
             await close(events)
 
 
-def parse(call: Call, body: bytes) -> GenerationRequest:
+def parse(call: Call, body: bytes) -> AnyRequest:
     """The parse stage: the request in `body`, for the call's tenant.
 
     Raises MalformedBody or InvalidField.
@@ -118,5 +128,4 @@ def parse(call: Call, body: bytes) -> GenerationRequest:
     model = fields.get("model")
     if isinstance(model, str):
         call.model = model[:256]  # also on the record of a body that is refused below
-    read = openai.chat_request if call.endpoint == "chat" else openai.completion_request
-    return structs.replace(read(fields), tenant=call.tenant)
+    return structs.replace(READERS[call.endpoint](fields), tenant=call.tenant)

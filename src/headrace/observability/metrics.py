@@ -71,7 +71,7 @@ class Metrics:
     def gauge(self, name: str, documentation: str, read: Callable[[], Reading]) -> None:
         """Add a gauge whose value is read at each scrape.
 
-        A mapping gives one value per label `part`. Raises ValueError if the name is taken.
+        A mapping gives one value per label `model`. Raises ValueError if the name is taken.
         """
         self._registry.register(_Read(name, documentation, read, GaugeMetricFamily))
 
@@ -126,9 +126,9 @@ class _Read(Collector):
             log.exception("The metric %s cannot be read.", self._describe[0])
             return
         if isinstance(value, Mapping):
-            metric = self._family(*self._describe, labels=["part"])
-            for part, number in value.items():
-                metric.add_metric([part], number)
+            metric = self._family(*self._describe, labels=["model"])
+            for model, number in value.items():
+                metric.add_metric([model], number)
         else:
             metric = self._family(*self._describe, value=value)
         yield metric

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
+from headrace.protocol.encoding import Embedded, Encoded
 from headrace.protocol.generation import (
     ChoiceFinished,
     Event,
     Finished,
     FinishReason,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
@@ -29,10 +32,11 @@ class ToolCall(Struct):
 class Choice:
     """What one choice has said so far."""
 
-    __slots__ = ("_pieces", "logprobs", "reason", "tool_calls")
+    __slots__ = ("_pieces", "_thoughts", "logprobs", "reason", "tool_calls")
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
+        self._thoughts: list[str] = []
         self.tool_calls: dict[int, ToolCall] = {}  # by index, in order of arrival
         self.logprobs: list[TokenLogprob] = []
         self.reason: FinishReason | None = None
@@ -44,11 +48,20 @@ class Choice:
             self._pieces = ["".join(self._pieces)]
         return self._pieces[0] if self._pieces else ""
 
+    @property
+    def reasoning(self) -> str:
+        """What the model said to itself so far."""
+        if len(self._thoughts) > 1:
+            self._thoughts = ["".join(self._thoughts)]
+        return self._thoughts[0] if self._thoughts else ""
+
     def add(self, event: Event) -> None:
         """Append one delta of this choice."""
         if isinstance(event, TextDelta):
             self._pieces.append(event.text)
             self.logprobs += event.logprobs
+        elif isinstance(event, ReasoningDelta):
+            self._thoughts.append(event.text)
         elif isinstance(event, ToolCallDelta):
             call = self.tool_calls.get(event.index)
             if call is None:
@@ -61,6 +74,8 @@ class Choice:
     def content(self) -> dict[str, Any]:
         """The choice as the call record keeps it."""
         output: dict[str, Any] = {"text": self.text}
+        if self._thoughts:
+            output["reasoning"] = self.reasoning
         if self.tool_calls:
             output["tool_calls"] = [
                 {"id": call.id, "name": call.name, "arguments": call.arguments}
@@ -74,12 +89,13 @@ class Choice:
 class Answer:
     """What a generation has said so far."""
 
-    __slots__ = ("choices", "deltas", "finished", "prompt")
+    __slots__ = ("choices", "deltas", "encoded", "finished", "prompt")
 
     def __init__(self) -> None:
         self.choices: dict[int, Choice] = {0: Choice()}  # by index
         self.deltas = 0  # how many pieces came: an estimate of the tokens of a cut answer
         self.prompt: tuple[TokenLogprob, ...] = ()
+        self.encoded: Encoded | None = None
         self.finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -89,6 +105,8 @@ class Answer:
             self.choices[0].reason = event.reason
         elif isinstance(event, PromptScored):
             self.prompt = event.logprobs
+        elif isinstance(event, Encoded):
+            self.encoded = event
         else:
             choice = self.choices.get(event.choice)
             if choice is None:
@@ -100,7 +118,14 @@ class Answer:
                 choice.add(event)
 
     def content(self) -> dict[str, Any]:
-        """The answer as the call record keeps it: choice 0, the others under `choices`."""
+        """The answer as the call record keeps it: choice 0, the others under `choices`.
+
+        Of embeddings it keeps how many there are.
+        """
+        if isinstance(self.encoded, Embedded):
+            return {"vectors": len(self.encoded.vectors)}
+        if self.encoded is not None:
+            return dict(msgspec.to_builtins(self.encoded))
         first, *others = (choice for _, choice in sorted(self.choices.items()))
         output = first.content()
         if others:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-Endpoint = Literal["chat", "completions"]
+from headrace.protocol.encoding import Encoded, EncodingRequest
+
+Endpoint = Literal["chat", "completions", "embeddings", "rerank", "classify"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 Provenance = Literal["provider", "counted", "estimated"]
 
@@ -126,6 +128,13 @@ class TextDelta(Struct, frozen=True, tag="text"):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
+    """More of what the model says to itself before one choice of the answer."""
+
+    text: str
+    choice: int = 0
+
+
 class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
     """More of one tool call; `id` and `name` come with its first delta only."""
 
@@ -160,5 +169,6 @@ class Finished(Struct, frozen=True, tag="finished"):
     timings: EngineTimings | None = None
 
 
-Delta = TextDelta | ToolCallDelta | PromptScored
-Event = Delta | ChoiceFinished | Finished
+Delta = TextDelta | ReasoningDelta | ToolCallDelta | PromptScored
+Event = Delta | ChoiceFinished | Finished | Encoded
+AnyRequest = GenerationRequest | EncodingRequest

@@ -32,7 +32,7 @@ TokenCount = Annotated[int, Meta(ge=1, lt=2**31)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Ranked = Annotated[int, Meta(ge=0, le=MAX_RANKED)]
 Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
-Body = TypeVar("Body", bound="_Sampling")
+Body = TypeVar("Body", bound=Struct)
 
 
 class _StreamOptions(Struct):
@@ -113,7 +113,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
 
 def chat_request(fields: dict[str, Any]) -> GenerationRequest:
     """The request in a chat/completions body. Raises InvalidField."""
-    body = _convert(fields, _ChatBody)
+    body = convert(fields, _ChatBody)
     messages = tuple(
         _message(f"messages[{place}]", turn, raw)
         for place, (turn, raw) in enumerate(zip(body.messages, fields["messages"], strict=True))
@@ -128,7 +128,7 @@ def chat_request(fields: dict[str, Any]) -> GenerationRequest:
 
 def completion_request(fields: dict[str, Any]) -> GenerationRequest:
     """The request in a completions body. Raises InvalidField."""
-    body = _convert(fields, _CompletionBody)
+    body = convert(fields, _CompletionBody)
     request = _request(body, _extra(fields, _COMPLETION_FIELDS), prompt=_prompt(body.prompt))
     if body.best_of is not None:
         if body.best_of < request.n:
@@ -271,7 +271,8 @@ def _extra(fields: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
     return extra
 
 
-def _convert(fields: dict[str, Any], body: type[Body]) -> Body:
+def convert(fields: dict[str, Any], body: type[Body]) -> Body:
+    """The fields of a body by their types. Raises InvalidField, which names the wrong one."""
     try:
         return msgspec.convert(fields, body)
     except msgspec.ValidationError as error:

@@ -6,7 +6,7 @@ A chunk is encoded once per token, so its parts that stay the same are encoded o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from headrace.protocol.generation import (
     Finished,
     FinishReason,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     Usage,
 )
@@ -31,6 +32,13 @@ from headrace.protocol.openai_logprobs import (
 )
 
 _encode = msgspec.json.Encoder().encode
+_PREFIXES: Mapping[Endpoint, str] = {
+    "chat": "chatcmpl",
+    "completions": "cmpl",
+    "embeddings": "embd",
+    "rerank": "rank",
+    "classify": "classify",
+}
 
 
 class Identity(Struct, frozen=True):
@@ -44,7 +52,7 @@ class Identity(Struct, frozen=True):
 
 def answer_id(endpoint: Endpoint, unique: str) -> str:
     """An id in the form that the endpoint's clients know."""
-    return f"chatcmpl-{unique}" if endpoint == "chat" else f"cmpl-{unique}"
+    return f"{_PREFIXES[endpoint]}-{unique}"
 
 
 def error_body(error: HeadraceError) -> bytes:
@@ -103,6 +111,8 @@ def whole_body(identity: Identity, answer: Answer) -> bytes:
 
 def _chat_choice(choice: Choice) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
     if choice.tool_calls:
         message["content"] = choice.text or None
         message["tool_calls"] = [
@@ -159,7 +169,7 @@ class ChunkEncoder:
         return self._chunk(choice, {"delta": {"role": "assistant", "content": ""}})
 
     def delta(self, event: Delta) -> bytes:
-        """One chunk of text, of a tool call, or of the prompt's log-probabilities."""
+        """One chunk of text, of reasoning, of a tool call, or of the prompt's log-probabilities."""
         if isinstance(event, TextDelta):
             if event.choice or event.logprobs:
                 return self._text(event)
@@ -167,6 +177,8 @@ class ChunkEncoder:
         if isinstance(event, PromptScored):
             said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
             return self._chunk(0, said, prompt_logprobs=prompt_logprobs(event.logprobs))
+        if isinstance(event, ReasoningDelta):
+            return self._chunk(event.choice, {"delta": {"reasoning_content": event.text}})
         function: dict[str, str] = {"arguments": event.arguments}
         call: dict[str, Any] = {"index": event.index, "function": function}
         if event.name is not None:

@@ -9,9 +9,11 @@ Retry-After.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from headrace.protocol.generation import Event, GenerationRequest
+from headrace.protocol.encoding import ClassificationRequest, EmbeddingRequest, RankRequest
+from headrace.protocol.errors import InvalidField
+from headrace.protocol.generation import AnyRequest, Event, GenerationRequest
 
 
 class Provider(Protocol):
@@ -27,8 +29,8 @@ class Provider(Protocol):
         """
         ...
 
-    def ready(self) -> bool:
-        """Whether a call made now has a chance; never blocks."""
+    def ready(self, model: str) -> bool:
+        """Whether a call to the upstream's `model` made now has a chance; never blocks."""
         ...
 
     async def start(self) -> None:
@@ -38,3 +40,52 @@ class Provider(Protocol):
     async def close(self) -> None:
         """Release it; running generations fail."""
         ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A provider that turns texts into vectors."""
+
+    def embed(self, request: EmbeddingRequest, model: str) -> AsyncGenerator[Event, None]:
+        """One `Embedded`, then `Finished`; otherwise as `Provider.generate`."""
+        ...
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """A provider that ranks documents by a query."""
+
+    def rank(self, request: RankRequest, model: str) -> AsyncGenerator[Event, None]:
+        """One `Ranked`, then `Finished`; otherwise as `Provider.generate`."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A provider that puts texts under labels."""
+
+    def classify(self, request: ClassificationRequest, model: str) -> AsyncGenerator[Event, None]:
+        """One `Classified`, then `Finished`; otherwise as `Provider.generate`."""
+        ...
+
+
+def answer(provider: Provider, request: AnyRequest, model: str) -> AsyncGenerator[Event, None]:
+    """The provider's answer to a request of any kind, on its model name `model`.
+
+    Where the provider has no such endpoint, that raises InvalidField.
+    """
+    if isinstance(request, GenerationRequest):
+        return provider.generate(request, model)
+    if isinstance(request, EmbeddingRequest) and isinstance(provider, Embedder):
+        return provider.embed(request, model)
+    if isinstance(request, RankRequest) and isinstance(provider, Ranker):
+        return provider.rank(request, model)
+    if isinstance(request, ClassificationRequest) and isinstance(provider, Classifier):
+        return provider.classify(request, model)
+    return _without(request.endpoint)
+
+
+async def _without(endpoint: str) -> AsyncGenerator[Event, None]:
+    for _ in ():
+        yield _
+    raise InvalidField("model", f"its provider has no {endpoint} endpoint.")

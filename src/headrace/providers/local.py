@@ -12,6 +12,12 @@ from typing import Any
 import msgspec
 
 from headrace.config.schema import LOCAL, Engine
+from headrace.protocol.encoding import (
+    ClassificationRequest,
+    EmbeddingRequest,
+    EncodingRequest,
+    RankRequest,
+)
 from headrace.protocol.errors import (
     ContextTooLong,
     EngineLost,
@@ -20,8 +26,16 @@ from headrace.protocol.errors import (
     InvalidField,
     Overloaded,
 )
-from headrace.protocol.generation import Event, GenerationRequest
+from headrace.protocol.generation import AnyRequest, Event, Finished, GenerationRequest, Message
 from headrace.providers.local_choices import RETRY_AFTER, Choices, best, interleave, requests
+from headrace.providers.local_constraints import (
+    CONSTRAINTS,
+    FORMAT,
+    grammar,
+    grammar_field,
+    tools,
+)
+from headrace.providers.local_encoding import asked_of, encoded_of
 from headrace.runtime.engine import EngineOptions
 from headrace.runtime.process import EngineDied, EngineProcess
 from headrace.runtime.request import Prompt, Request, RequestRefused, SamplingParameters
@@ -33,7 +47,7 @@ COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
 HARMLESS = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-        "prompt_cache_retention", "parallel_tool_calls", "stream_options",
+        "prompt_cache_retention", "stream_options",
     }
 )  # fmt: skip
 # Fields that the engine does not have yet, and the values that ask for nothing.
@@ -41,9 +55,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),  # of a chat
     "echo": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
 }
@@ -58,13 +69,14 @@ class LocalProvider:
             backend=settings.backend,
             threads=settings.threads,
             kv_tokens=settings.kv_tokens,
+            quantization=settings.quantization,
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         self.engines = {source: EngineProcess(path, options) for source, path in models.items()}
 
-    def ready(self) -> bool:
-        """Whether every model's engine takes requests."""
-        return all(engine.ready for engine in self.engines.values())
+    def ready(self, model: str) -> bool:
+        """Whether the model's engine takes requests."""
+        return self.engines[model].ready
 
     async def start(self) -> None:
         """Load all models at once. Raises EngineFailed where one cannot be."""
@@ -76,7 +88,14 @@ class LocalProvider:
 
     async def generate(self, request: GenerationRequest, model: str) -> AsyncGenerator[Event, None]:
         """Run a request on the engine of the model reference `model`."""
-        asked = Request(secrets.token_hex(8), prompt(request), sampling(request), request.tenant)
+        asked = Request(
+            secrets.token_hex(8),
+            prompt(request),
+            sampling(request),
+            request.tenant,
+            grammar=grammar(request),
+            tools=tools(request),
+        )
         runs = requests(request, asked)
         events = self.events(request, runs, self.engines[model])
         if len(runs) > request.n:
@@ -98,26 +117,59 @@ class LocalProvider:
         except RequestRefused as refused:
             raise refusal(refused, request) from refused
         except EngineDied as died:
-            raise EngineLost(
-                "The engine stopped; it is being started again.", retry_after=RETRY_AFTER
-            ) from died
+            raise lost() from died
         finally:
             await outputs.aclose()
+
+    def embed(self, request: EmbeddingRequest, model: str) -> AsyncGenerator[Event, None]:
+        """The vectors of texts, by an encoder."""
+        return self.encode(request, model)
+
+    def rank(self, request: RankRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Scores of documents, by a cross-encoder or by the angles of an encoder's vectors."""
+        return self.encode(request, model)
+
+    def classify(self, request: ClassificationRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Labels of texts, by a classifier."""
+        return self.encode(request, model)
+
+    async def encode(self, request: EncodingRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Run a request on the encoder of the model reference `model`."""
+        try:
+            found = await self.engines[model].encode(asked_of(request))
+        except RequestRefused as refused:
+            raise refusal(refused, request) from refused
+        except EngineDied as died:
+            raise lost() from died
+        encoded, usage = encoded_of(request, found)
+        yield encoded
+        yield Finished("stop", usage)
 
 
 def prompt(request: GenerationRequest) -> Prompt:
     """What the engine continues: a conversation, text or token ids."""
     if request.messages is not None:
-        return [msgspec.to_builtins(message) for message in request.messages]
+        return [turn(message) for message in request.messages]
     if request.prompt is None:
         raise InvalidField("prompt", "expected a string or token ids")
     return request.prompt
 
 
+def turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates read it, the fields beside OpenAI's among the others."""
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    return {**fields.pop("extra", {}), **fields}
+
+
 def sampling(request: GenerationRequest) -> SamplingParameters:
     """The engine's parameters. Raises InvalidField on a field it could not honour."""
     for field, value in request.extra.items():
-        if field in HARMLESS or value is None or value in NEUTRAL.get(field, ()):
+        if (
+            field in HARMLESS
+            or field in CONSTRAINTS
+            or value is None
+            or value in NEUTRAL.get(field, ())
+        ):
             continue
         raise InvalidField(field, "this model is served locally, where it is not supported")
     max_tokens = request.max_tokens
@@ -154,9 +206,21 @@ def prompt_logprobs(request: GenerationRequest) -> int | None:
     return max(asked, default=None)
 
 
-def refusal(refused: RequestRefused, request: GenerationRequest) -> HeadraceError:
+def lost() -> EngineLost:
+    """What a caller is told whose engine died."""
+    return EngineLost("The engine stopped; it is being started again.", retry_after=RETRY_AFTER)
+
+
+def body_field_of(request: AnyRequest) -> str:
+    """The field of the body that holds what the model reads."""
+    if isinstance(request, GenerationRequest):
+        return "messages" if request.messages is not None else "prompt"
+    return "documents" if isinstance(request, RankRequest) else "input"
+
+
+def refusal(refused: RequestRefused, request: AnyRequest) -> HeadraceError:
     """The error that tells the caller why the engine did not take the request."""
-    body_field = "messages" if request.messages is not None else "prompt"
+    body_field = body_field_of(request)
     if refused.code == "busy":
         return Overloaded("The engine's queue is full.", retry_after=RETRY_AFTER)
     if refused.code == "context_too_long":
@@ -165,5 +229,9 @@ def refusal(refused: RequestRefused, request: GenerationRequest) -> HeadraceErro
         )
     if refused.code == "invalid_value":
         field = refused.details["field"]
-        return InvalidField(body_field if field == "prompt" else field, refused.message)
+        if field == "prompt":
+            field = body_field
+        elif field == FORMAT and isinstance(request, GenerationRequest):
+            field = grammar_field(request) or field
+        return InvalidField(field, refused.message)
     return InternalFault()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import replace
 
@@ -18,8 +19,10 @@ from headrace.protocol.generation import (
     FinishReason,
     GenerationRequest,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from headrace.runtime.request import Finish, Output, Request
@@ -104,15 +107,22 @@ class Choices:
         self._finishes: dict[int, Finish] = {}
         self._prompt: tuple[TokenLogprob, ...] = ()
         self._begun: set[int] = set()
+        self._calls: dict[int, int] = {}  # tool calls of each choice so far
 
     def feed(self, index: int, output: Output) -> Iterator[Event]:
         """The events of one output. Raises InternalFault where the engine's step failed."""
         if index not in self._begun:
             self._begun.add(index)
             yield from self._begin(index, output)
+        if output.reasoning:
+            yield ReasoningDelta(output.reasoning, index)
         if output.text or output.logprobs:
             logprobs = tuple(map(scored, output.logprobs))
             yield TextDelta(output.text, index, logprobs)
+        for call in output.calls:
+            place = self._calls.get(index, 0)
+            self._calls[index] = place + 1
+            yield ToolCallDelta(place, call.arguments, call_id(), call.name, index)
         if output.finish is None:
             return
         reason = reason_of(output.finish)
@@ -195,9 +205,14 @@ def reason_of(finish: Finish) -> FinishReason:
             "The first token could not be given within the request's target.",
             retry_after=RETRY_AFTER,
         )
-    if finish.reason not in ("stop", "length"):
+    if finish.reason not in ("stop", "length", "tool_calls"):
         raise InternalFault
     return finish.reason
+
+
+def call_id() -> str:
+    """The id of a tool call: nine letters and digits, all that Mistral's templates take."""
+    return secrets.token_hex(5)[:9]
 
 
 def cut(tokens: Sequence[TokenLogprob], ranked: int) -> tuple[TokenLogprob, ...]:

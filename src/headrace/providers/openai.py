@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,10 +21,12 @@ import msgspec
 
 from headrace import __version__
 from headrace.config.schema import Timeouts, UpstreamProvider
+from headrace.protocol.encoding import EmbeddingRequest
 from headrace.protocol.errors import HeadraceError, UpstreamError, UpstreamTimeout
 from headrace.protocol.generation import Event, GenerationRequest, Message
 from headrace.protocol.sse import CONTENT_TYPE, SSEDecoder
 from headrace.providers.openai_chunks import Translator
+from headrace.providers.openai_embeddings import embedded, embedding_body
 from headrace.providers.refusals import error_for, read_refusal, retry_after
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # as framed by the upstream
@@ -63,7 +65,7 @@ class OpenAIProvider:
         self._slots = asyncio.Semaphore(settings.max_connections)
         self._session: aiohttp.ClientSession | None = None
 
-    def ready(self) -> bool:
+    def ready(self, model: str) -> bool:
         """Whether the pool is open."""
         return self._session is not None
 
@@ -102,10 +104,12 @@ class OpenAIProvider:
         """
         translator = Translator(self.name, self._new_id, request.n)
         patience = _Patience(self.name, self._settings.timeouts)
-        try:
+        path = "/chat/completions" if request.endpoint == "chat" else "/completions"
+        body = request_body(request, model, self._settings.base_url)
+        with self._discreet():
             async with (
                 self._slot(),
-                self._answer(request, model, patience) as response,
+                self._answer(path, body, patience) as response,
                 contextlib.aclosing(self._chunks(response, patience)) as chunks,
             ):
                 async for chunk in chunks:
@@ -118,8 +122,27 @@ class OpenAIProvider:
                 for event in translator.end(request):
                     yield event
                 await _drain(response)
+
+    async def embed(self, request: EmbeddingRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Embed on `model`; see `providers.base.Embedder`. Raises as `generate` does."""
+        patience = _Patience(self.name, self._settings.timeouts)
+        body = embedding_body(request, model)
+        with self._discreet():
+            async with (
+                self._slot(),
+                self._answer("/embeddings", body, patience) as response,
+            ):
+                answer = await self._body(response, patience, MAX_ANSWER_BYTES)
+            for event in embedded(answer, request, self.name):
+                yield event
+
+    @contextlib.contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """Take the key out of what an upstream quotes."""
+        try:
+            yield
         except HeadraceError as error:
-            if self._key is not None and self._key in error.message:  # quoted by the upstream
+            if self._key is not None and self._key in error.message:
                 error.message = error.message.replace(self._key, "[key]")
                 error.args = (error.message,)
             raise
@@ -173,10 +196,10 @@ class OpenAIProvider:
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, request: GenerationRequest, model: str, patience: _Patience
+        self, path: str, body: dict[str, Any], patience: _Patience
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The upstream's good answer; its connection is kept only if it was read to the end."""
-        response = await self._ask(request, model, patience)
+        response = await self._ask(path, body, patience)
         try:
             if response.status != 200:
                 raise await self._refused(response, patience)
@@ -192,18 +215,16 @@ class OpenAIProvider:
                 response.close()
 
     async def _ask(
-        self, request: GenerationRequest, model: str, patience: _Patience
+        self, path: str, body: dict[str, Any], patience: _Patience
     ) -> aiohttp.ClientResponse:
         if self._session is None:
             raise UpstreamError(f"Provider '{self.name}' is not running.")
-        base_url = self._settings.base_url
-        path = "/chat/completions" if request.endpoint == "chat" else "/completions"
         try:
             # No limit at first: connecting has its own, and `_request_sent` sets the next one.
             async with asyncio.timeout(None) as limit:
                 return await self._session.post(
-                    base_url.rstrip("/") + path,
-                    data=_encoder.encode(request_body(request, model, base_url)),
+                    self._settings.base_url.rstrip("/") + path,
+                    data=_encoder.encode(body),
                     allow_redirects=False,
                     trace_request_ctx=(patience, limit),
                 )

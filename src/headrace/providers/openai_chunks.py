@@ -22,6 +22,7 @@ from headrace.protocol.generation import (
     FinishReason,
     GenerationRequest,
     PromptScored,
+    ReasoningDelta,
     TextDelta,
     TokenLogprob,
     ToolCallDelta,
@@ -71,8 +72,8 @@ class _Delta(Struct):
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
     tool_calls: list[_Call] | None = None
-    reasoning: Any = None
-    reasoning_content: Any = None
+    reasoning: Any = None  # of OpenRouter and newer vLLM: the text, or what else they call so
+    reasoning_content: Any = None  # of DeepSeek, Qwen, llama.cpp and vLLM
 
 
 class _Choice(Struct):
@@ -139,7 +140,7 @@ class Translator:
     does not."""
 
     def __init__(self, provider: str, new_id: Callable[[], str], wanted: int = 1) -> None:
-        self.thinking = False  # the last chunk held reasoning, which no event carries
+        self.thinking = False  # the last chunk held reasoning, told of in an event or not
         self._provider = provider
         self._new_id = new_id
         self._wanted = wanted
@@ -223,6 +224,7 @@ class Translator:
         if delta is not None:
             self.thinking = bool(delta.reasoning or delta.reasoning_content)
             said += _plain(delta.content) or ""
+            yield from self._reasoning(delta, opened)
         logprobs: tuple[TokenLogprob, ...] = ()
         if choice.logprobs is not None:
             logprobs = self._read(read_logprobs, choice.logprobs)
@@ -243,6 +245,13 @@ class Translator:
                     f"'{choice.finish_reason[:40]}'."
                 )
             opened.finish_reason = reason
+
+    def _reasoning(self, delta: _Delta, opened: _OpenChoice) -> Iterator[Event]:
+        for said in (delta.reasoning_content, delta.reasoning):  # some send both, alike
+            if said and isinstance(said, str):
+                self._characters += len(said)
+                yield ReasoningDelta(said, opened.index)
+                return
 
     def _text(
         self, text: str, opened: _OpenChoice, logprobs: tuple[TokenLogprob, ...] = ()

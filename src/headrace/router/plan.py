@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from headrace.config.schema import LOCAL
+
 
 class Attempt(Struct, frozen=True):
     """One try: which model at which provider, and why it stands at this place."""
@@ -12,6 +14,16 @@ class Attempt(Struct, frozen=True):
     provider: str
     upstream_model: str  # the provider's own name, or a model reference
     reason: str
+
+    @property
+    def host(self) -> str:
+        """Whose health counts."""
+        return host_of(self.provider, self.upstream_model)
+
+
+def host_of(provider: str, upstream_model: str) -> str:
+    """What fails together: a remote provider as a whole, a local model by itself."""
+    return f"{LOCAL}/{upstream_model}" if provider == LOCAL else provider
 
 
 class Skipped(Struct, frozen=True):
@@ -32,9 +44,9 @@ class Plan(Struct, frozen=True):
 
 
 class HealthSnapshot(Struct, frozen=True):
-    """What was known of the providers when a plan was made.
+    """What was known of the hosts (`host_of`) when a plan was made.
 
-    `cooling` maps a provider's name to why it should not be tried now.
+    `cooling` maps a host to why it should not be tried now.
     """
 
     cooling: dict[str, str] = {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from headrace.config.schema import Configuration, Match, Route
 from headrace.protocol.errors import ModelNotFound
-from headrace.protocol.generation import GenerationRequest
+from headrace.protocol.generation import AnyRequest
 from headrace.router.plan import Attempt, HealthSnapshot, Plan, Skipped
 
 
 def plan(
-    request: GenerationRequest,
+    request: AnyRequest,
     configuration: Configuration,
     version: str,
     health: HealthSnapshot,
@@ -51,7 +51,7 @@ def known_names(configuration: Configuration) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*configuration.models, *asked]))
 
 
-def _holds(when: Match, request: GenerationRequest) -> bool:
+def _holds(when: Match, request: AnyRequest) -> bool:
     return when.model is None or when.model == request.model
 
 
@@ -76,24 +76,24 @@ def _by_health(
 ) -> tuple[tuple[Attempt, ...], tuple[Skipped, ...]]:
     """Split the candidates into those to try and those to skip."""
     cooling = health.cooling
-    if all(candidate.provider in cooling for candidate in candidates):
+    if all(candidate.host in cooling for candidate in candidates):
         return (
             tuple(
                 Attempt(
                     model=candidate.model,
                     provider=candidate.provider,
                     upstream_model=candidate.upstream_model,
-                    reason=f"{candidate.reason}; tried although {cooling[candidate.provider]}, "
+                    reason=f"{candidate.reason}; tried although {cooling[candidate.host]}, "
                     "because every candidate is cooling",
                 )
                 for candidate in candidates
             ),
             (),
         )
-    attempts = tuple(c for c in candidates if c.provider not in cooling)
+    attempts = tuple(c for c in candidates if c.host not in cooling)
     skipped = tuple(
-        Skipped(model=c.model, provider=c.provider, reason=cooling[c.provider])
+        Skipped(model=c.model, provider=c.provider, reason=cooling[c.host])
         for c in candidates
-        if c.provider in cooling
+        if c.host in cooling
     )
     return attempts, skipped

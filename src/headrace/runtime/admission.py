@@ -7,11 +7,12 @@ import secrets
 from collections.abc import Mapping
 from hashlib import blake2b
 
+from .answers import answer_matcher, answer_reader, check_tools, shown_tokens
 from .grammar import Grammars
 from .kvcache import DIGEST_BYTES
 from .models.checkpoint import Checkpoint
 from .penalties import TokenCounts, wants_edits
-from .request import Prompt, Request, RequestRefused, SamplingParameters
+from .request import Prompt, Request, RequestRefused, SamplingParameters, Tools
 from .sequence import Sequence
 from .text.detokenizer import Detokenizer, StopStrings
 
@@ -24,7 +25,8 @@ def admit(
     """The sequence of a request, for a context of `context` tokens. Raises RequestRefused."""
     asked, needs = request.sampling, request.objectives
     check(asked, checkpoint.architecture.vocabulary)
-    tokens = encode(checkpoint, request.prompt)
+    check_tools(request)
+    tokens = encode(checkpoint, request.prompt, request.tools)
     if len(tokens) >= context:
         raise RequestRefused(
             "context_too_long",
@@ -47,9 +49,10 @@ def admit(
         salt=blake2b(request.tenant.encode(), digest_size=DIGEST_BYTES).digest(),
         end_tokens=(*ends, *asked.stop_tokens),
         counts=TokenCounts(asked, tokens) if wants_edits(asked) else None,
-        detokenizer=Detokenizer(checkpoint.vocabulary),
+        detokenizer=Detokenizer(checkpoint.vocabulary, shown_tokens(request, checkpoint)),
         stops=StopStrings(asked.stop),
-        matcher=None if request.grammar is None else grammars.matcher(request.grammar),
+        reader=answer_reader(request, checkpoint, tokens),
+        matcher=answer_matcher(request, checkpoint, grammars, tokens),
         arrived=now,
         priority=needs.priority,
         deadline=None if needs.ttft is None else now + needs.ttft,
@@ -85,13 +88,13 @@ def check(asked: SamplingParameters, vocabulary: int) -> None:
             raise RequestRefused("invalid_value", f"{field} must be {expected}", field=field)
 
 
-def encode(checkpoint: Checkpoint, prompt: Prompt) -> list[int]:
+def encode(checkpoint: Checkpoint, prompt: Prompt, tools: Tools | None = None) -> list[int]:
     """Token ids of a prompt. Raises RequestRefused on none, or on ids not in the vocabulary."""
     vocabulary = checkpoint.vocabulary
     if isinstance(prompt, str):
         tokens = vocabulary.encode(prompt, add_bos=vocabulary.add_bos)
     elif prompt and isinstance(prompt[0], Mapping):
-        text = checkpoint.template.render(prompt)  # type: ignore[arg-type]
+        text = checkpoint.template.render(prompt, tools)  # type: ignore[arg-type]
         tokens = vocabulary.encode(text, add_bos=vocabulary.add_bos)
     else:
         tokens = list(prompt)  # type: ignore[arg-type]

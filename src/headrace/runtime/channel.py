@@ -1,8 +1,9 @@
 """The messages between the platform and an engine's process: one JSON object a line.
 
-To the engine:    generate (a request) · cancel (its id) · stop
+To the engine:    generate, encode (a request) · cancel (its id) · stop
 From the engine:  ready (what was loaded) · failed (it could not) · refused (a request) ·
-                  outputs (news of requests, and the counters after the step)
+                  outputs (news of requests, and the counters after the step) ·
+                  encodings (requests that are done, and the counters)
 
 JSON, not pickle: what comes out of the engine's process is data, and a log of the channel can be
 read.
@@ -11,10 +12,12 @@ read.
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
+from .encoding import EncodeRequest, Encoding
 from .request import (
     Counters,
     Finish,
@@ -26,6 +29,7 @@ from .request import (
     SamplingParameters,
     Timings,
     TokenLogprob,
+    ToolCall,
     Tools,
 )
 
@@ -41,7 +45,9 @@ class Loaded:
     backend: str
     kernels: Mapping[str, str]
     formats: Mapping[str, int]  # weights of each format
+    kinds: Mapping[str, str]  # the format of each kind of weight, and why
     seconds: float  # that loading took
+    task: Literal["generate", "embed", "classify"] = "generate"
 
 
 def frame(kind: str, **content: Any) -> bytes:
@@ -77,6 +83,32 @@ def read_request(message: Message) -> Request:
     )
 
 
+def encode_frame(request: EncodeRequest) -> bytes:
+    """Ask for vectors, scores or labels."""
+    return frame("encode", **asdict(request))
+
+
+def read_encode(message: Message) -> EncodeRequest:
+    """The request of an `encode` message."""
+    texts = (one if isinstance(one, str) else tuple(one) for one in message["texts"])
+    fields = {name: value for name, value in message.items() if name not in ("kind", "texts")}
+    return EncodeRequest(texts=tuple(texts), **fields)
+
+
+def encodings_frame(found: list[Encoding], counters: Counters) -> bytes:
+    """What came of requests to an encoder; JSON has no bytes, so values go as base64."""
+    done = [{**asdict(one), "values": b64encode(one.values).decode()} for one in found]
+    return frame("encodings", encodings=done, counters=asdict(counters))
+
+
+def read_encodings(message: Message) -> list[Encoding]:
+    """What an `encodings` message tells."""
+    return [
+        Encoding(**{**one, "values": b64decode(one["values"]), "labels": tuple(one["labels"])})
+        for one in message["encodings"]
+    ]
+
+
 def refusal_frame(id: str, refused: RequestRefused) -> bytes:
     """Say that a request cannot run."""
     return frame(
@@ -99,6 +131,8 @@ def outputs_frame(outputs: list[Output], counters: Counters) -> bytes:
             output.finish and asdict(output.finish),
             [logprob_frame(one) for one in output.logprobs],
             [logprob_frame(one) for one in output.prompt_logprobs],
+            output.reasoning,
+            [(call.name, call.arguments) for call in output.calls],
         )
         for output in outputs
     ]
@@ -115,8 +149,12 @@ def read_outputs(message: Message) -> list[Output]:
             finish and read_finish(finish),
             tuple(map(read_logprob, logprobs)),
             tuple(map(read_logprob, prompt_logprobs)),
+            reasoning,
+            tuple(ToolCall(*call) for call in calls),
         )
-        for id, text, tokens, finish, logprobs, prompt_logprobs in message["outputs"]
+        for id, text, tokens, finish, logprobs, prompt_logprobs, reasoning, calls in message[
+            "outputs"
+        ]
     ]
 
 

@@ -10,7 +10,8 @@ An encoder is used from one thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from .backends.choice import AUTO, choose
 from .models.architecture import Architecture
 from .models.assembly import classifier_program, pooled_program
 from .models.checkpoint import blaming, describe_directory
+from .models.families import from_config
 from .models.sentence import Sentences, read_sentences, score_is_raw
 from .plan import sampling_rows
 from .request import RequestRefused
@@ -42,6 +44,10 @@ class EncoderOptions:
     threads: int = 0
     batch_tokens: int = 4096  # of one step; a longer text has a step of its own
     batch_texts: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1 or self.batch_texts < 1:
+            raise ValueError("batch_tokens and batch_texts must be at least 1")
 
 
 DEFAULT_OPTIONS = EncoderOptions()
@@ -121,12 +127,14 @@ class Encoder:
         reader: Reader,
         options: EncoderOptions,
         raw_scores: bool,
+        formats: Mapping[str, int],
     ) -> None:
         self.backend = backend
         self.model = model
         self.reader = reader
         self.options = options
         self.raw_scores = raw_scores
+        self.formats = formats  # weights of each
 
     @classmethod
     def load(cls, path: Path, options: EncoderOptions = DEFAULT_OPTIONS) -> Encoder:
@@ -148,7 +156,8 @@ class Encoder:
         backend = choose(options.backend)(program, described.weights, kv, options.threads)
         reader = Reader(read_tokenizer(path), sentences, longest)
         raw = score_is_raw(read_json(path / "config.json"))
-        return cls(backend, model, reader, options, raw)
+        formats = dict(Counter(tensor.format for tensor in described.weights.values()))
+        return cls(backend, model, reader, options, raw, formats)
 
     def embed(
         self, texts: Sequence[str], dimensions: int | None = None, *, truncate: bool = False
@@ -158,17 +167,25 @@ class Encoder:
         Cutting keeps meaning only in models trained for it (Matryoshka, arXiv 2205.13147).
         Texts that are too long are cut where `truncate`. Raises RequestRefused.
         """
+        self.check_dimensions(dimensions)
+        encoded = [self.reader.read(text, truncate=truncate) for text in texts]
+        return Embeddings(self.vectors_of(self.run(encoded), dimensions), counts(encoded))
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Raise RequestRefused where the model gives no vectors, or none of that size."""
         if self.model.head is not None:
             raise RequestRefused("invalid_value", "this model does not embed", field="model")
         if dimensions is not None and not 1 <= dimensions <= self.model.width:
             expected = f"dimensions must be from 1 to {self.model.width}"
             raise RequestRefused("invalid_value", expected, field="dimensions")
-        encoded = [self.reader.read(text, truncate=truncate) for text in texts]
-        vectors = self.run(encoded)[:, :dimensions]
+
+    def vectors_of(self, pooled: Vectors, dimensions: int | None) -> Vectors:
+        """The vectors of what the model gave for each text."""
+        vectors = pooled[:, :dimensions]
         if self.reader.sentences.normalized:
             lengths = np.sqrt(np.sum(vectors**2, axis=1, keepdims=True))
             vectors = vectors / np.maximum(lengths, np.float32(1e-12))
-        return Embeddings(np.ascontiguousarray(vectors), counts(encoded))
+        return np.ascontiguousarray(vectors)
 
     def classify(self, texts: Sequence[str], *, truncate: bool = False) -> Classes:
         """Probabilities of the labels: a softmax over them, a sigmoid where there is one.
@@ -188,9 +205,12 @@ class Encoder:
         if len(self.labels()) != 1:
             raise RequestRefused("invalid_value", "this model gives no one score", field="model")
         encoded = [self.reader.read(query, one, truncate=truncate) for one in documents]
-        scores = self.run(encoded)
-        found = scores if self.raw_scores else probabilities(scores)
-        return Ranked(found[:, 0], counts(encoded))
+        return Ranked(self.scores_of(self.run(encoded)), counts(encoded))
+
+    def scores_of(self, found: Vectors) -> Vectors:
+        """The scores [texts] of what the model gave for each pair, [texts, 1]."""
+        scores: Vectors = (found if self.raw_scores else probabilities(found))[:, 0]
+        return scores
 
     def labels(self) -> tuple[str, ...]:
         """What the model tells apart. Raises RequestRefused where it is no classifier."""
@@ -232,6 +252,22 @@ class Encoder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def is_encoder(path: Path) -> bool:
+    """Whether a model reads whole texts; one that is not sound is said to generate.
+
+    A decoder does where its directory says how it makes sentences into vectors.
+    """
+    if not (path / "config.json").is_file():
+        return False
+    if (path / "modules.json").is_file():
+        return True
+    try:
+        model = from_config(read_json(path / "config.json"))
+    except ValueError:
+        return False
+    return not model.causal or model.head is not None
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

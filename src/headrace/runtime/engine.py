@@ -27,6 +27,7 @@ from .grammar import Grammars
 from .kvcache import BlockPool
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
+from .models.rounding import Quantization
 from .pace import Pace
 from .plan import plan_batch
 from .request import (
@@ -42,11 +43,13 @@ from .request import (
     SamplingParameters,
     Timings,
     TokenLogprob,
+    ToolCall,
     Tools,
 )
 from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
 from .sequence import Sequence
 from .speculation import Speculator
+from .text.answer import Said
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class EngineOptions:
     share_prefixes: bool = True
     speculation: bool = True
     limits: Limits = DEFAULT_LIMITS
+    quantization: Quantization | None = None  # of float weights, when they are loaded
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -74,6 +78,8 @@ class Completion:
     text: str
     tokens: tuple[int, ...]
     finish: Finish
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Engine:
@@ -109,7 +115,8 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), ValueError (options), OSError.
         """
         load = choose(options.backend)
-        checkpoint = load_checkpoint(path, options.kv_tokens)
+        quantization, threads = options.quantization, options.threads
+        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         kv = KVLayout(-(-options.kv_tokens // options.block_size), options.block_size)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)
@@ -133,7 +140,13 @@ class Engine:
         if finish is None:
             raise RuntimeError("the stream ended without a reason")
         tokens = tuple(token for output in outputs for token in output.tokens)
-        return Completion("".join(output.text for output in outputs), tokens, finish)
+        return Completion(
+            "".join(output.text for output in outputs),
+            tokens,
+            finish,
+            "".join(output.reasoning for output in outputs),
+            tuple(call for output in outputs for call in output.calls),
+        )
 
     def stream(
         self,
@@ -204,10 +217,8 @@ class Engine:
         try:
             sampled = self.backend.run(batch)
         except Exception:
-            # The step's requests fail; the engine and everybody else go on.
             log.exception("a step of %d sequences failed", len(spans))
-            failed = [span.sequence for span in spans]
-            return [Output(one.id, "", finish=self.end(one, "error")) for one in failed]
+            return self.isolate(spans, now)
         self.steps += 1
         seconds = self.clock() - now
         decoding = sum(span.decodes for span in spans)
@@ -216,6 +227,16 @@ class Engine:
         if self.speculator is not None and not prefilled:
             self.speculator.measured(len(batch.tokens), seconds)
         return self.collect(spans, sampled)
+
+    def isolate(self, spans: list[Span], now: float) -> list[Output]:
+        """Run the sequences of a failed step one by one, so that only the one at fault ends.
+
+        What the step had written already is written again, into the same slots.
+        """
+        if len(spans) > 1:
+            return [output for span in spans for output in self.run([span], now)]
+        sequence = spans[0].sequence
+        return [Output(sequence.id, "", finish=self.end(sequence, "error"))]
 
     def speculate(self, spans: list[Span]) -> list[Span]:
         """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""
@@ -281,11 +302,18 @@ class Engine:
             sequence.computed += 1  # the draft's KV is that of the token
         if span.drafts and self.speculator is not None:
             self.speculator.judged(sequence, len(span.drafts), taken - 1)
+        said = Said(text)
+        if sequence.reader is not None:
+            said = sequence.reader.read(text, final=reason is not None)
+            if sequence.reader.called and (reason == "stop" or sequence.reader.over):
+                reason = "tool_calls"
         shown = sequence.sampling.logprobs
         places = range(row, row + taken) if shown is not None else ()
         return Output(
             id=sequence.id,
-            text=text,
+            text=said.text,
+            reasoning=said.reasoning,
+            calls=said.calls,
             tokens=tuple(chosen[:taken]),
             finish=None if reason is None else self.end(sequence, reason),
             logprobs=tuple(self.logprob(sampled, place, shown or 0) for place in places),

@@ -20,7 +20,7 @@ from .text.tokenizer import Vocabulary
 if TYPE_CHECKING:
     from .guidance import Compiler, Matcher
 
-SOURCE_CHARACTERS = 128 * 1024
+CHARACTERS = 128 * 1024
 KEPT = 64  # compiled grammars a model
 WHITESPACE = r"[ \n\t]{1,24}"  # between JSON's tokens; bounded, or a weak model writes it forever
 
@@ -37,15 +37,17 @@ class Grammars:
         self.compiler: Compiler | None = None
         self.kept: OrderedDict[str, Matcher | str] = OrderedDict()  # or why it is refused
 
-    def matcher(self, grammar: Grammar, preamble: str = "", field: str = "") -> Matcher:
-        """A matcher at the start of an answer. `preamble` is Lark for what may come before it.
+    def matcher(self, grammar: Grammar | None, calls: str = "", reasoning: str = "") -> Matcher:
+        """A matcher at the start of an answer: what `grammar` says, or `calls`.
 
-        Raises RequestRefused, of `field`, on a grammar that is not sound or too large.
+        `calls` and `reasoning` are Lark rules of these names, or nothing; reasoning comes before
+        all else. Raises RequestRefused where the whole is not sound or too large.
         """
-        field = field or "response_format"
-        if len(grammar.source) > SOURCE_CHARACTERS:
-            raise refusal(f"is over {SOURCE_CHARACTERS} characters", field)
-        text = with_preamble(written(grammar, field), preamble)
+        field = "tools" if grammar is None else "response_format"
+        answer = None if grammar is None else written(grammar)
+        text = composed(answer, calls, reasoning)
+        if len(text) > CHARACTERS:
+            raise refusal(f"is over {CHARACTERS} characters", field)
         compiler = self.load()
         found = self.kept.get(text)
         if found is None:
@@ -88,10 +90,10 @@ def masks(rows: Sequence[Matcher | None]) -> Masks | None:
 
 def refusal(what: str, field: str = "response_format") -> RequestRefused:
     """A grammar cannot be used."""
-    return RequestRefused("invalid_value", f"{field} {what}", field=field)
+    return RequestRefused("invalid_value", f"the grammar {what}", field=field)
 
 
-def written(grammar: Grammar, field: str) -> dict[str, Any]:
+def written(grammar: Grammar) -> dict[str, Any]:
     """A grammar in llguidance's JSON form. Raises RequestRefused where it is not sound."""
     if grammar.kind == "json_object":
         return {"json_schema": guided({"type": "object"}, lenient=False)}
@@ -102,13 +104,13 @@ def written(grammar: Grammar, field: str) -> dict[str, Any]:
     try:
         value = json.loads(grammar.source)
     except (ValueError, RecursionError) as error:
-        raise refusal(f"is not JSON: {error}", field) from error
+        raise refusal(f"is not JSON: {error}") from error
     if grammar.kind == "choice":
         if not (isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)):
-            raise refusal("must be a list of strings that are not empty", field)
+            raise refusal("must be a list of strings that are not empty")
         return {"lark_grammar": "start: " + " | ".join(map(as_string, value))}
     if not isinstance(value, dict):
-        raise refusal("must have a JSON schema that is an object", field)
+        raise refusal("must have a JSON schema that is an object")
     return {"json_schema": guided(value, lenient=grammar.lenient)}
 
 
@@ -118,13 +120,24 @@ def guided(schema: dict[str, Any], *, lenient: bool) -> dict[str, Any]:
     return {**schema, "x-guidance": options}
 
 
-def with_preamble(answer: dict[str, Any], preamble: str) -> str:
-    """The text of a whole grammar: the answer, or `preamble` (a Lark body) and then it."""
-    grammars = [answer]
-    if preamble:
-        grammars = [{"lark_grammar": f"start: preamble @answer\n{preamble}"}]
+def composed(answer: dict[str, Any] | None, calls: str, reasoning: str) -> str:
+    """The text of a whole grammar in llguidance's JSON form."""
+    if not calls and not reasoning:
+        return json.dumps({"grammars": [answer]}, ensure_ascii=False)
+    bodies = ["calls"] * bool(calls) + ["@answer"] * (answer is not None)
+    start = f"start: {'reasoning ' if reasoning else ''}({' | '.join(bodies)})"
+    grammars = [{"lark_grammar": "\n".join((start, calls, reasoning))}]
+    if answer is not None:
         grammars.append({"name": "answer", **answer})
     return json.dumps({"grammars": grammars}, ensure_ascii=False)
+
+
+def literal(vocabulary: Vocabulary, text: str) -> str:
+    """Fixed text in Lark; of a special token the token itself."""
+    special = vocabulary.special(text)
+    if special is not None:
+        return f"<[{special}]>"
+    return as_string(text) if text else ""
 
 
 def as_string(text: str) -> str:

@@ -12,7 +12,18 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from pathlib import Path
 
-from .channel import Loaded, Message, frame, parse, read_outputs, read_refusal, request_frame
+from .channel import (
+    Loaded,
+    Message,
+    encode_frame,
+    frame,
+    parse,
+    read_encodings,
+    read_outputs,
+    read_refusal,
+    request_frame,
+)
+from .encoding import EncodeRequest, Encoding
 from .engine import EngineOptions
 from .request import Counters, Output, Request, RequestRefused
 
@@ -42,7 +53,7 @@ class EngineProcess:
         self.restarts = 0
         self.process: asyncio.subprocess.Process | None = None
         self.writer: asyncio.StreamWriter | None = None
-        self.streams: dict[str, asyncio.Queue[Output | Exception]] = {}
+        self.streams: dict[str, asyncio.Queue[Output | Encoding | Exception]] = {}
         self.supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -64,19 +75,38 @@ class EngineProcess:
         """
         if self.writer is None:
             raise EngineDied("the engine is being started")
-        news: asyncio.Queue[Output | Exception] = asyncio.Queue()
+        news: asyncio.Queue[Output | Encoding | Exception] = asyncio.Queue()
         self.streams[request.id] = news
         try:
             self.writer.write(request_frame(request))
             finished = False
             while not finished:
                 output = await news.get()
-                if isinstance(output, Exception):
-                    raise output
+                if not isinstance(output, Output):
+                    raise output if isinstance(output, Exception) else EngineDied("no output came")
                 finished = output.finish is not None
                 yield output
         finally:
             # still known: neither finished nor failed, so the engine has to be told
+            if self.streams.pop(request.id, None) is not None and self.writer is not None:
+                self.writer.write(frame("cancel", id=request.id))
+
+    async def encode(self, request: EncodeRequest) -> Encoding:
+        """What an encoder makes of texts. Cancelled where the caller is.
+
+        Raises RequestRefused, or EngineDied.
+        """
+        if self.writer is None:
+            raise EngineDied("the engine is being started")
+        news: asyncio.Queue[Output | Encoding | Exception] = asyncio.Queue()
+        self.streams[request.id] = news
+        try:
+            self.writer.write(encode_frame(request))
+            found = await news.get()
+            if isinstance(found, Encoding):
+                return found
+            raise found if isinstance(found, Exception) else EngineDied("no encoding came")
+        finally:
             if self.streams.pop(request.id, None) is not None and self.writer is not None:
                 self.writer.write(frame("cancel", id=request.id))
 
@@ -105,8 +135,12 @@ class EngineProcess:
                 stdin=asyncio.subprocess.DEVNULL,
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
-        line = await reader.readline()
-        message = parse(line or frame("failed", message="its process ended"))
+        try:
+            line = await reader.readline()
+            message = parse(line or frame("failed", message="its process ended"))
+        except BaseException:
+            writer.close()  # on which the process ends
+            raise
         if message["kind"] == "failed":
             writer.close()
             await self.process.wait()
@@ -150,10 +184,14 @@ class EngineProcess:
             self.hand(message["id"], read_refusal(message), last=True)
             return
         self.counters = Counters(**message["counters"])
+        if message["kind"] == "encodings":
+            for found in read_encodings(message):
+                self.hand(found.id, found, last=True)
+            return
         for output in read_outputs(message):
             self.hand(output.id, output, last=output.finish is not None)
 
-    def hand(self, id: str, news: Output | RequestRefused, *, last: bool) -> None:
+    def hand(self, id: str, news: Output | Encoding | RequestRefused, *, last: bool) -> None:
         """Give one stream its news; of a stream that nobody reads any more there is none."""
         stream = self.streams.pop(id, None) if last else self.streams.get(id)
         if stream is not None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends.base import Float32, Int32, Sampled, SamplingRows
 
 MASK = (1 << 64) - 1
+HEAD = 1024  # most likely tokens that are looked at first: the choice is nearly always among them
 
 
 def uniform(seed: int, index: int) -> float:
@@ -66,26 +68,62 @@ def mask(logits: Float32, rows: SamplingRows) -> Float32:
         return logits
     size = logits.shape[1]
     allowed = np.unpackbits(masks.allowed.view(np.uint8), axis=1, count=size, bitorder="little")
-    free = np.ones((1, size), np.uint8)
-    return np.where(np.concatenate([allowed, free])[masks.rows], logits, -np.inf)
+    held = np.flatnonzero(masks.rows >= 0)
+    masked = logits.copy()
+    masked[held] = np.where(allowed[masks.rows[held]], logits[held], -np.inf)
+    return masked
 
 
 def choose(logits: Float32, rows: SamplingRows, row: int) -> int:
     """One row's token."""
     if rows.temperature[row] == 0:
         return int(logits.argmax())
-    order = np.argsort(-logits, kind="stable")  # ties by ascending id
+    there = np.flatnonzero(logits > -np.inf)
+    if not len(there):
+        return 0  # nothing is allowed: whoever forbade it all sees what is wrong
+    found = None
+    if len(there) > 4 * HEAD:
+        found = pick(logits[there], HEAD, rows, row)
+    if found is None:
+        found = pick(logits[there], len(there), rows, row)
+    return int(there[found or 0])
+
+
+def likeliest(logits: Float32, count: int) -> NDArray[np.int64]:
+    """Places of the `count` largest and those equal to the last; descending, ties ascending."""
+    if count >= len(logits):
+        return np.argsort(-logits, kind="stable")
+    likely = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
+    return likely[np.argsort(-logits[likely], kind="stable")]
+
+
+def pick(logits: Float32, count: int, rows: SamplingRows, row: int) -> int | None:
+    """The place of the row's choice; None where it is not among the `count` most likely."""
+    order = likeliest(logits, count)
+    peak, temperature = logits[order[0]], rows.temperature[row]
+    complete = len(order) == len(logits)
     if rows.top_k[row]:
+        complete = complete or len(order) >= rows.top_k[row]
         order = order[: rows.top_k[row]]
-    scaled = (logits[order] - logits[order[0]]) / rows.temperature[row]
-    probabilities = np.exp(scaled.astype(np.float64))
+    probabilities = np.exp(((logits[order] - peak) / temperature).astype(np.float64))
     cumulative = np.cumsum(probabilities)
+    total = cumulative[-1]
+    if not complete:
+        total = np.exp(((logits - peak) / temperature).astype(np.float64)).sum()
     if rows.top_p[row] < 1:
         # the smallest set that reaches top_p, never empty
-        kept = int(np.searchsorted(cumulative, rows.top_p[row] * cumulative[-1])) + 1
-        cumulative = cumulative[:kept]
+        kept = int(np.searchsorted(cumulative, rows.top_p[row] * total)) + 1
+        if kept > len(cumulative) and not complete:
+            return None
+        cumulative, complete = cumulative[:kept], True
+        total = cumulative[-1]
     if rows.min_p[row] > 0:
         likely = int((probabilities >= rows.min_p[row]).sum())  # the first is 1
-        cumulative = cumulative[:likely]
-    place = int(np.searchsorted(cumulative, rows.uniform[row] * cumulative[-1], side="right"))
+        if likely == len(probabilities) and not complete:
+            return None
+        cumulative, complete = cumulative[:likely], True
+        total = cumulative[-1]
+    place = int(np.searchsorted(cumulative, rows.uniform[row] * total, side="right"))
+    if place >= len(cumulative) and not complete:
+        return None
     return int(order[min(place, len(cumulative) - 1)])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .kvcache import BlockTable
 from .penalties import TokenCounts
 from .request import SamplingParameters, TokenLogprob
+from .text.answer import AnswerReader
 from .text.detokenizer import Detokenizer, StopStrings
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Sequence:
     first_token: float | None = None
     computed: int = 0
     cached: int = 0  # prompt tokens that were in the KV cache when the request was admitted
-    matcher: Matcher | None = None  # where the request has a grammar
+    reader: AnswerReader | None = None  # where the answer is more than text
+    matcher: Matcher | None = None  # where the answer is held to a grammar
     table: BlockTable = field(default_factory=BlockTable)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 

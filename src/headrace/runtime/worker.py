@@ -23,14 +23,18 @@ from typing import Any
 from .channel import (
     Loaded,
     Message,
+    encodings_frame,
     frame,
     outputs_frame,
     parse,
+    read_encode,
     read_request,
     refusal_frame,
 )
+from .embedding import Encoder, EncoderOptions, is_encoder
+from .encoding import EncoderQueue
 from .engine import Engine, EngineOptions
-from .request import Output, RequestRefused
+from .request import RequestRefused
 from .scheduler import Limits
 
 log = logging.getLogger(__name__)
@@ -49,13 +53,23 @@ def main() -> None:
     threading.Thread(target=receive, args=(channel, inbox), daemon=True).start()
     began = time.monotonic()
     try:
-        engine = Engine.load(Path(options.pop("path")), engine_options(options))
+        engine = load(Path(options.pop("path")), engine_options(options))
     except (ValueError, OSError, MemoryError) as error:
         channel.sendall(frame("failed", message=str(error) or type(error).__name__))
         return
     channel.sendall(frame("ready", loaded=asdict(describe(engine, time.monotonic() - began))))
     serve(engine, channel, inbox)
-    engine.close()
+    (engine.encoder if isinstance(engine, EncoderQueue) else engine).close()
+
+
+def load(path: Path, options: EngineOptions) -> Engine | EncoderQueue:
+    """The model at `path`: what generates is an engine, what reads whole texts an encoder.
+
+    Raises WeightsError, ValueError, OSError.
+    """
+    if not is_encoder(path):
+        return Engine.load(path, options)
+    return EncoderQueue(Encoder.load(path, EncoderOptions(options.backend, options.threads)))
 
 
 def engine_options(options: dict[str, Any]) -> EngineOptions:
@@ -63,14 +77,27 @@ def engine_options(options: dict[str, Any]) -> EngineOptions:
     return EngineOptions(**{**options, "limits": Limits(**options["limits"])})
 
 
-def describe(engine: Engine, seconds: float) -> Loaded:
+def describe(engine: Engine | EncoderQueue, seconds: float) -> Loaded:
     """What was loaded."""
+    if isinstance(engine, EncoderQueue):
+        encoder = engine.encoder
+        return Loaded(
+            name=encoder.model.name,
+            context=encoder.reader.longest,
+            backend=type(encoder.backend).__module__.split(".")[3],
+            kernels=dict(encoder.backend.kernels()),
+            formats=encoder.formats,
+            kinds={},
+            seconds=seconds,
+            task="embed" if encoder.model.head is None else "classify",
+        )
     return Loaded(
         name=engine.checkpoint.architecture.name,
         context=engine.context,
         backend=type(engine.backend).__module__.split(".")[3],
         kernels=dict(engine.backend.kernels()),
         formats=engine.checkpoint.formats,
+        kinds=engine.checkpoint.kinds,
         seconds=seconds,
     )
 
@@ -83,7 +110,9 @@ def receive(channel: socket.socket, inbox: queue.SimpleQueue[Message]) -> None:
     os._exit(0)
 
 
-def serve(engine: Engine, channel: socket.socket, inbox: queue.SimpleQueue[Message]) -> None:
+def serve(
+    engine: Engine | EncoderQueue, channel: socket.socket, inbox: queue.SimpleQueue[Message]
+) -> None:
     """Step while there is work, sleep while there is none."""
     while True:
         changed = False
@@ -96,14 +125,39 @@ def serve(engine: Engine, channel: socket.socket, inbox: queue.SimpleQueue[Messa
                 engine.cancel(message["id"])
             else:
                 accept(engine, channel, message)
-        outputs: list[Output] = engine.step()
-        channel.sendall(outputs_frame(outputs, engine.counters()))
+        if isinstance(engine, EncoderQueue):
+            encode(engine, channel)
+        else:
+            channel.sendall(outputs_frame(engine.step(), engine.counters()))
 
 
-def accept(engine: Engine, channel: socket.socket, message: Message) -> None:
+def encode(engine: EncoderQueue, channel: socket.socket) -> None:
+    """Run a step of an encoder, where it has work; a step that fails ends its requests alone."""
+    if engine.idle:
+        return
+    begun = dict(engine.jobs)
+    try:
+        found = engine.step()
+    except Exception:
+        log.exception("a step of %d requests failed", len(begun))
+        for id, job in begun.items():
+            if job.begun:
+                engine.cancel(id)
+                channel.sendall(refusal_frame(id, RequestRefused("fault", "the step failed")))
+        return
+    channel.sendall(encodings_frame(found, engine.counters()))
+
+
+def accept(engine: Engine | EncoderQueue, channel: socket.socket, message: Message) -> None:
     """Take a request in, or say why not; a fault of ours refuses this request alone."""
     try:
-        engine.submit(read_request(message))
+        if isinstance(engine, Engine) and message["kind"] == "generate":
+            engine.submit(read_request(message))
+        elif isinstance(engine, EncoderQueue) and message["kind"] == "encode":
+            engine.submit(read_encode(message))
+        else:
+            does = "generates text" if isinstance(engine, Engine) else "reads whole texts"
+            raise RequestRefused("invalid_value", f"this model {does} only", field="model")
         return
     except RequestRefused as refused:
         reason = refused

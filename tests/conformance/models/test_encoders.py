@@ -63,6 +63,14 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
 
 
+def piece_tokenizer(path: Path, model: models.Model) -> None:
+    """A tokenizer over single characters, as SentencePiece and byte-level BPE write theirs."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 3), ("<s>", 2))
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
 def build(path: Path, name: str, head: str, **changes: Any) -> transformers.PreTrainedModel:
     """A random encoder with its tokenizer; `head` is "" or "ForSequenceClassification"."""
     family, own = ENCODERS[name]
@@ -223,6 +231,34 @@ def test_a_model_refuses_what_it_is_not_for(tmp_path: Path) -> None:
             encoder.embed(TEXTS)
         with pytest.raises(RequestRefused, match="no one score"):
             encoder.rank("w1", TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_every_kind_of_tokenizer_is_the_file_s_own(tmp_path: Path, kind: str) -> None:
+    pieces = ["<unk>", "<pad>", "<s>", "</s>", "▁", "w", "1", "2", "▁w"]
+    if kind == "unigram":
+        scored = [(piece, -float(index)) for index, piece in enumerate(pieces)]
+        model: models.Model = models.Unigram(scored, unk_id=0)
+    else:
+        ids = {piece: index for index, piece in enumerate(pieces)}
+        model = models.BPE(ids, merges=[("▁", "w")], unk_token="<unk>")
+    build(tmp_path, "xlm-roberta", "")
+    piece_tokenizer(tmp_path, model)
+    oracle: Any = transformers.PreTrainedTokenizerFast
+    expected = oracle(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    with Encoder.load(tmp_path, OPTIONS) as encoder:
+        for text in ("w1 w2", "w w21", ""):
+            tokens = list(encoder.reader.read(text).tokens)
+            assert tokens == expected(text).input_ids
+            assert (tokens[0], tokens[-1]) == (2, 3)
+        pair = encoder.reader.read("w1", "w2")
+        assert list(pair.tokens) == expected("w1", "w2").input_ids
+
+
+@pytest.mark.parametrize(("tokens", "texts"), [(0, 1), (1, 0)])
+def test_a_batch_of_nothing_is_refused(tokens: int, texts: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        EncoderOptions(batch_tokens=tokens, batch_texts=texts)
 
 
 def test_an_encoder_is_no_engine_s_model(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from headrace.runtime.models.checkpoint import describe_directory
@@ -51,4 +52,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_every_family_gives_the_oracle_s_logits(tmp_path: Path, name: str) -> None:
     family, changes = FAMILIES[name]
     model = write(tmp_path, getattr(transformers, f"{family}Config")(**small(**changes)))
+    assert_agrees(describe_directory(tmp_path), model)
+
+
+def test_gpt_oss_s_gate_is_cut_where_it_is_large(tmp_path: Path) -> None:
+    family, changes = FAMILIES["gpt-oss"]
+    model = write(tmp_path, getattr(transformers, f"{family}Config")(**small(**changes)))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.gate_up_proj *= 12
+            layer.mlp.experts.down_proj *= 0.1
+    model.save_pretrained(tmp_path)
     assert_agrees(describe_directory(tmp_path), model)

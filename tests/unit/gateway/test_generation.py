@@ -58,6 +58,24 @@ async def test_a_streamed_chat_answer(client: openai.AsyncOpenAI, first: FakeUps
     assert all(c.usage is None for c in chunks)
 
 
+async def test_reasoning_goes_out_under_its_own_name_and_is_on_the_record(
+    client: openai.AsyncOpenAI, first: FakeUpstream, gateway: Running
+) -> None:
+    thinking = [chunk({"reasoning": "Hm, "}), chunk({"reasoning": "yes."})]
+    first.answer(Script([*thinking, *chat("Yes").parts]))
+    stream = await client.chat.completions.create(model="first", messages=HELLO, stream=True)
+    deltas = [piece.choices[0].delta async for piece in stream]
+    told = [(delta.model_extra or {}).get("reasoning_content") or "" for delta in deltas]
+    assert "".join(told) == "Hm, yes."
+    assert "".join(delta.content or "" for delta in deltas) == "Yes"
+    first.answer(Script([*thinking, *chat("Yes").parts]))
+    whole = await client.chat.completions.create(model="first", messages=HELLO)
+    assert whole.choices[0].message.content == "Yes"
+    assert (whole.choices[0].message.model_extra or {})["reasoning_content"] == "Hm, yes."
+    for record in await gateway.records():
+        assert record.output == {"text": "Yes", "reasoning": "Hm, yes."}
+
+
 async def test_usage_comes_last_and_only_to_those_who_ask(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="first", messages=HELLO, stream=True, stream_options={"include_usage": True}

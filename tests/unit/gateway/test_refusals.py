@@ -147,7 +147,7 @@ class Faulty:
             yield TextDelta("x")
         raise KeyError("a secret detail")
 
-    def ready(self) -> bool:
+    def ready(self, model: str) -> bool:
         return True
 
     async def start(self) -> None:

@@ -68,11 +68,11 @@ def test_readings_are_asked_for_at_each_scrape() -> None:
     metrics = Metrics()
     lost = [0]
     metrics.watch_lost(lambda: lost[0])
-    metrics.gauge("headrace_engine_sequences", "Sequences.", lambda: {"running": 2, "waiting": 1})
+    metrics.gauge("headrace_engine_sequences", "Sequences.", lambda: {"small": 2, "large": 1})
     lost[0] = 3
     found = samples(metrics)
     assert found["headrace_records_lost_total", ()] == 3
-    assert found["headrace_engine_sequences", (("part", "waiting"),)] == 1
+    assert found["headrace_engine_sequences", (("model", "large"),)] == 1
 
 
 def test_one_reading_that_fails_does_not_take_the_others_down() -> None:

@@ -12,9 +12,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from headrace.protocol.answer import Answer
 from headrace.protocol.errors import ContextTooLong, RateLimited
 from headrace.protocol.generation import (
-    ChoiceFinished,
+    Delta,
     Event,
     Finished,
+    ReasoningDelta,
     TextDelta,
     ToolCallDelta,
     Usage,
@@ -34,6 +35,7 @@ END = Finished("stop", Usage(10, 4, cached_tokens=3))
 CHARACTERS = 'a {}"\\/é日🌊\r\n\t\0\x7f\u2028'
 events = st.lists(
     st.builds(TextDelta, st.text(CHARACTERS, max_size=5))
+    | st.builds(ReasoningDelta, st.text(CHARACTERS, max_size=5))
     | st.builds(
         ToolCallDelta,
         index=st.integers(0, 2),
@@ -56,7 +58,7 @@ def answer_of(said: list[Event]) -> Answer:
 def test_chunks_put_together_are_the_whole_answer(said: list[Event], include_usage: bool) -> None:
     encoder = ChunkEncoder(CHAT, include_usage=include_usage)
     pieces = [encoder.opening()]
-    pieces += [encoder.delta(e) for e in said if not isinstance(e, ChoiceFinished | Finished)]
+    pieces += [encoder.delta(e) for e in said if isinstance(e, Delta)]
     pieces.append(encoder.closing("stop"))
     chunks = [ChatCompletionChunk.model_validate_json(piece or b"") for piece in pieces]
     whole = ChatCompletion.model_validate_json(whole_body(CHAT, answer_of(said)))
@@ -64,6 +66,9 @@ def test_chunks_put_together_are_the_whole_answer(said: list[Event], include_usa
     assert {c.model for c in chunks} == {whole.model} == {CHAT.model}
     text = "".join(c.choices[0].delta.content or "" for c in chunks)
     assert text == (whole.choices[0].message.content or "")
+    thoughts = [(c.choices[0].delta.model_extra or {}).get("reasoning_content", "") for c in chunks]
+    told = whole.choices[0].message.model_extra or {}
+    assert "".join(thoughts) == told.get("reasoning_content", "")
     arguments: dict[int, str] = {}
     for piece in chunks:
         for call in piece.choices[0].delta.tool_calls or ():

@@ -186,9 +186,9 @@ async def test_closing_the_provider_fails_what_runs(upstream: FakeUpstream) -> N
     async with provider(upstream) as made:
         events = made.generate(REQUEST, "m")
         await anext(events)
-        assert made.ready()
+        assert made.ready("m")
         await made.close()
-        assert not made.ready()
+        assert not made.ready("m")
         with pytest.raises(UpstreamError):
             await anext(events)
         with pytest.raises(UpstreamError, match="not running"):

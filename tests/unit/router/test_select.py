@@ -85,12 +85,12 @@ def test_a_cooling_provider_is_skipped_and_the_reason_kept() -> None:
 
 
 def test_when_every_candidate_cools_all_are_tried_in_order_and_the_reason_says_so() -> None:
-    cooling = {name: f"'{name}' cools" for name in ("openai", "other", "local")}
+    cooling = {name: f"'{name}' cools" for name in ("openai", "other", "local/smollm2-135m")}
     decision = decide("assistant", HealthSnapshot(cooling=cooling))
     assert tried(decision) == ["gpt", "other", "small"]
     assert decision.skipped == ()
     for attempt in decision.attempts:
-        assert f"'{attempt.provider}' cools" in attempt.reason
+        assert f"'{attempt.host}' cools" in attempt.reason
         assert "every candidate is cooling" in attempt.reason
 
 

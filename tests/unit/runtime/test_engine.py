@@ -176,20 +176,25 @@ def test_closing_a_stream_cancels_its_request(engine: Engine) -> None:
     assert engine.counters().cancelled == 1
 
 
-def test_a_step_that_fails_takes_its_requests_with_it_and_no_more(engine: Engine) -> None:
-    """The fault is injected at the contract: a backend whose first step raises."""
-    run, engine.backend.run = engine.backend.run, out_of_memory  # type: ignore[method-assign]
-    engine.submit(Request("unlucky", "Hi", GREEDY))
-    (output,) = engine.step()
-    assert output.finish is not None
-    assert output.finish.reason == "error"
-    engine.backend.run = run  # type: ignore[method-assign]
-    assert engine.generate("Hi", GREEDY).finish.reason == "length"
+def test_a_step_that_fails_ends_only_the_request_that_caused_it(engine: Engine) -> None:
+    """The fault is injected at the contract: a backend that fails on one token."""
+    alone = [engine.generate(prompt, GREEDY).tokens for prompt in ("Hi", "Once")]
+    run = engine.backend.run
+
+    def fragile(batch: Batch) -> Sampled:
+        if 7 in batch.tokens:
+            raise MemoryError(f"{len(batch.tokens)} rows")
+        return run(batch)
+
+    engine.backend.run = fragile  # type: ignore[method-assign]
+    engine.submit(Request("one", "Hi", GREEDY))
+    engine.step()
+    engine.submit(Request("poison", [5, 6, 7, 8], GREEDY))
+    engine.submit(Request("two", "Once", GREEDY))
+    ended = drain(engine)
+    assert ended["poison"].finish.reason == "error"
+    assert [ended["one"].tokens, ended["two"].tokens] == [alone[0][1:], alone[1]]
     assert engine.counters().kv_blocks_used == 0
-
-
-def out_of_memory(batch: Batch) -> Sampled:
-    raise MemoryError(f"{len(batch.tokens)} rows")
 
 
 def test_messages_go_through_the_chat_template(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headrace.runtime.engine import Engine, EngineOptions
-from headrace.runtime.grammar import SOURCE_CHARACTERS
+from headrace.runtime.grammar import CHARACTERS
 from headrace.runtime.request import Grammar, Output, Request, RequestRefused, SamplingParameters
 from headrace.runtime.scheduler import Limits
 
@@ -150,7 +150,7 @@ def test_a_preempted_answer_goes_on_where_it_stood_in_its_grammar(tiny: Path) ->
         (Grammar("json_schema", "[]"), "an object"),
         (Grammar("json_schema", '{"type": "wrong"}'), "wrong"),
         (Grammar("json_schema", '{"type": "object", "unevaluatedProperties": false}'), "uneval"),
-        (Grammar("json_schema", " " * (SOURCE_CHARACTERS + 1)), "characters"),
+        (Grammar("regex", "a" * CHARACTERS), "characters"),
         (Grammar("regex", "(a"), "unclosed group"),
         (Grammar("lark", "start: nothing"), "nothing"),
         (Grammar("choice", "[]"), "not empty"),

@@ -141,3 +141,21 @@ def test_uniform_looks_uniform_and_seeds_differ() -> None:
     found = np.histogram(draws, bins=20, range=(0, 1))[0].tolist()
     assert p_value(found, [1 / 20] * 20) > 0.001
     assert len(set(draws)) > 9900
+
+
+def test_a_large_vocabulary_is_sampled_as_a_small_one() -> None:
+    draws = np.random.default_rng(0)
+    for spread in (0.0, 0.5, 3.0):
+        logits = (draws.standard_normal((1, 20_000)) * spread).astype(np.float32)
+        order = np.argsort(-logits[0], kind="stable")
+        whole = np.cumsum(np.exp(logits[0, order].astype(np.float64)))
+        for at in (0.0, 0.3, 0.9, 0.999):
+            asked = replace(rows(1), uniform=np.array([at], np.float32))
+            place = int(np.searchsorted(whole, asked.uniform[0] * whole[-1], side="right"))
+            assert (
+                abs(int(np.flatnonzero(order == sample(logits, asked).tokens[0])[0]) - place) <= 1
+            )
+            cut = replace(asked, top_p=np.array([0.5], np.float32))
+            half = whole[np.searchsorted(whole, 0.5 * whole[-1])]
+            place = int(np.searchsorted(whole, asked.uniform[0] * half, side="right"))
+            assert abs(int(np.flatnonzero(order == sample(logits, cut).tokens[0])[0]) - place) <= 1

@@ -36,6 +36,7 @@ export async function chat(model, messages, { onAbout, onText }, signal) {
       model,
       messages,
       max_tokens: LONGEST_ANSWER,
+      temperature: 0.3, // at 1 a small model rambles
       stream: true,
       stream_options: { include_usage: true },
     }),

@@ -24,6 +24,8 @@ from ..weights.tensor import Tensor
 from .architecture import Architecture
 from .description import family_from_gguf, from_gguf
 from .families import family_of, from_config, weights_of
+from .quantization import KEY, decode, read_scheme
+from .rounding import Quantization, kinds, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     vocabulary: Vocabulary
     template: ChatTemplate
+    chats: bool  # whether the template is the model's own: a base model has none
 
     @property
     def formats(self) -> dict[str, int]:
@@ -51,17 +54,28 @@ class Checkpoint:
             counts[tensor.format] = counts.get(tensor.format, 0) + 1
         return counts
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The format of each kind of weight, and why (`rounding.kinds`)."""
+        return kinds(self.weights)
 
-def load_checkpoint(path: Path, served: int = 0) -> Checkpoint:
+
+def load_checkpoint(
+    path: Path, served: int = 0, quantization: Quantization | None = None, threads: int = 0
+) -> Checkpoint:
     """Read a GGUF file or a Hugging Face directory.
 
     `served` is the longest sequence that will be asked for; 0: as long as the model was trained
-    for. Only longrope's choice between two sets of frequencies depends on it.
+    for. Only longrope's choice between two sets of frequencies depends on it. `quantization` rounds
+    float weights (`rounding.quantize`), with `threads`.
 
     Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
     """
     with blaming(path):
-        return from_directory(path, served) if path.is_dir() else from_file(path, served)
+        found = from_directory(path, served) if path.is_dir() else from_file(path, served)
+        if quantization is None:
+            return found
+        return replace(found, weights=quantize(found.weights, quantization, threads))
 
 
 @contextmanager
@@ -97,6 +111,7 @@ def from_file(path: Path, served: int) -> Checkpoint:
         weights=described.weights,
         vocabulary=vocabulary_from_gguf(about),
         template=compile_template(about.get("tokenizer.chat_template"), token("bos"), token("eos")),
+        chats=bool(about.get("tokenizer.chat_template")),
     )
 
 
@@ -107,10 +122,14 @@ def describe_directory(path: Path, served: int = 0, *, embeds: bool = False) -> 
     Raises WeightsError (UnsupportedModel where only the architecture is unknown), or OSError.
     """
     config = read_json(path / "config.json")
-    model = from_config(config, served)
+    scheme = read_scheme(config)
+    model = from_config({name: config[name] for name in config if name != KEY}, served)
     if embeds:
         model = replace(model, tied_embeddings=True)
-    return Description(model, weights_of(family_of(config), model, read_directory(path)))
+    tensors = read_directory(path)
+    if scheme is not None:
+        tensors = decode(scheme, tensors)
+    return Description(model, weights_of(family_of(config), model, tensors))
 
 
 def from_directory(path: Path, served: int) -> Checkpoint:
@@ -125,6 +144,7 @@ def from_directory(path: Path, served: int) -> Checkpoint:
         weights=described.weights,
         vocabulary=vocabulary_from_directory(path),
         template=compile_template(source, bos, eos),
+        chats=bool(source),
     )
 
 

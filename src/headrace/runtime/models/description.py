@@ -31,6 +31,10 @@ KEYS: Mapping[str, str] = {
     "attention.sliding_window": "sliding_window",
     "rope.freq_base": "rope_theta",
 }
+NEEDED = (
+    *("context_length", "embedding_length", "block_count", "feed_forward_length"),
+    *("attention.head_count", "attention.layer_norm_rms_epsilon"),
+)
 MIXTURE: Mapping[str, str] = {
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -131,8 +135,7 @@ def translate(file: GGUF, kind: Kind) -> dict[str, Any]:
         for key, value in file.metadata.items()
         if key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in UNUSED
     }
-    needed = ("embedding_length", "block_count", "attention.head_count")
-    if lacking := [key for key in needed if key not in about]:
+    if lacking := [key for key in NEEDED if key not in about]:
         raise WeightsError(f"the metadata lack {name}.{lacking[0]}")
     table = file.tensors.get("token_embd.weight")
     if table is None:

@@ -246,8 +246,10 @@ def split(name: str, tensor: Tensor, parts: list[str], shapes: Shapes) -> dict[s
     for part, size_of, end in zip(parts, counts, ends, strict=True):
         if along:
             data = tensor.data[:, (end - size_of) // values * size : end // values * size]
-            found[part] = Tensor(tensor.format, 1, size_of, np.ascontiguousarray(data))
+            found[part] = Tensor(
+                tensor.format, 1, size_of, np.ascontiguousarray(data), tensor.origin
+            )
         else:
             data = tensor.data[end - size_of : end]
-            found[part] = Tensor(tensor.format, size_of, tensor.columns, data)
+            found[part] = Tensor(tensor.format, size_of, tensor.columns, data, tensor.origin)
     return found

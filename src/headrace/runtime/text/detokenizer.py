@@ -11,15 +11,19 @@ from .tokenizer import Vocabulary
 class Detokenizer:
     """Text of one sequence as its tokens come; a character is given once it is whole.
 
-    Bytes that are no UTF-8 become U+FFFD, as in every decoder of the field.
+    Bytes that are no UTF-8 become U+FFFD, as in every decoder of the field. Special tokens have no
+    text, except for those in `shown`.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, shown: frozenset[int] = frozenset()) -> None:
         self.vocabulary = vocabulary
+        self.shown = shown
         self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
         """More text, maybe none."""
+        if token in self.shown:
+            return self.utf8.decode(self.vocabulary.label(token))
         return self.utf8.decode(self.vocabulary.token_bytes(token))
 
     def finish(self) -> str:

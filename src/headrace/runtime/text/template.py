@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ..request import Messages, RequestRefused
+from ..request import Messages, RequestRefused, Tools
+from .tools import conversation, described, form_of
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -47,23 +49,44 @@ class ChatTemplate:
         environment.filters["tojson"] = to_json
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: now().strftime(form)
+        self.source = source
+        self.form = form_of(source)
         self.template = environment.from_string(source)
         self.tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
-    def render(self, messages: Messages) -> str:
+    def render(self, messages: Messages, tools: Tools | None = None) -> str:
         """Text of the conversation. Raises RequestRefused where the template does not accept it."""
         try:
-            return self.template.render(
-                messages=[plain(message) for message in messages],
-                add_generation_prompt=True,
-                **self.tokens,
+            turns = conversation(
+                [plain(message) for message in messages], tools, self.source, system=self.system
             )
+            return self.fill(turns, tools)
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+            if isinstance(error, RequestRefused):
+                raise
             raise RequestRefused(
                 "invalid_value",
                 f"the model's chat template does not accept these messages: {error}",
                 field="messages",
             ) from error
+
+    def fill(self, turns: Messages, tools: Tools | None = None) -> str:
+        """Run the template."""
+        return self.template.render(
+            messages=turns,
+            tools=None if tools is None else described(tools),
+            add_generation_prompt=True,
+            **self.tokens,
+        )
+
+    @cached_property
+    def system(self) -> bool:
+        """Whether the template accepts a system message."""
+        turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+        try:
+            return bool(self.fill(turns))
+        except (TemplateError, TypeError, ValueError, KeyError):
+            return False
 
 
 def plain(message: Any) -> dict[str, Any]:

@@ -79,6 +79,11 @@ class Vocabulary:
             return str(self.encoder.id_to_token(token)).encode()
         return self.token_bytes(token)
 
+    def special(self, name: str) -> int | None:
+        """The id of the special token of that name, if there is one."""
+        token: int | None = self.encoder.token_to_id(name)
+        return token if token in self.specials else None
+
     def spell(self, token: int) -> bytes:
         """Work out `token_bytes` for one id."""
         if token in self.specials:

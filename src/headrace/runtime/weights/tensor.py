@@ -31,12 +31,14 @@ class Tensor:
     """A matrix [rows, columns] in `format`; a vector is one row.
 
     `data` is uint8 [rows, bytes a row], C-contiguous, usually a view of a memory-mapped file.
+    `origin` says what made it, where it does not lie in a file as it is.
     """
 
     format: str
     rows: int
     columns: int
     data: NDArray[np.uint8]
+    origin: str = ""
 
     def float32(self) -> NDArray[np.float32]:
         """The values, float32 [rows, columns]; a copy."""

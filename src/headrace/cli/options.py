@@ -1,0 +1,14 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from headrace.runtime.models.rounding import Quantization
+
+QuantizationOption = Annotated[
+    Quantization | None,
+    typer.Option(help="Round float weights to so many bits when they are loaded."),
+]

@@ -1,0 +1,85 @@
+"""Quantisation at load: the matrices of a float checkpoint in fewer bits.
+
+What is rounded: attention, MLP and expert matrices, and both sides of the vocabulary. "int8" makes
+all of them Q8_0 (8.5 bits a value). "int4" makes them Q4_1 (5 bits), but the vocabulary Q8_0: the
+output matrix decides the token directly, and where it is the embedding too an error enters twice.
+Norms, biases and routers are small and stay; so do matrices that blocks of 32 do not divide, and
+all that the file has quantised already, since a second rounding only loses.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Literal
+
+from ..weights.blocks import BLOCK, rounded
+from ..weights.tensor import Tensor
+
+Quantization = Literal["int8", "int4"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4")
+VOCABULARY = frozenset({"embedding", "output"})
+MATRIX = re.compile(
+    r"layers\.\d+\.(attention\.(query|key|value|output)|mlp\.(experts\.\d+\.)?(gate|up|down))"
+)
+LAYER = re.compile(r"layers\.\d+\.|(?<=experts)\.\d+")
+FLOATS = frozenset({"F32", "F16", "BF16"})
+
+
+def quantize(
+    weights: Mapping[str, Tensor], to: Quantization, threads: int = 0
+) -> dict[str, Tensor]:
+    """Weights by canonical name, those above rounded; `threads` 0: as many as are allowed.
+
+    Raises ValueError on an unknown `to`, and on weights that are no numbers.
+    """
+    if to not in QUANTIZATIONS:
+        raise ValueError(f"quantization '{to}'; there are: {', '.join(QUANTIZATIONS)}")
+
+    def one(name: str) -> Tensor:
+        tensor = weights[name]
+        vocabulary = name in VOCABULARY
+        if not (vocabulary or MATRIX.fullmatch(name)):
+            return tensor
+        if tensor.format not in FLOATS or tensor.columns % BLOCK:
+            return tensor
+        format = "Q8_0" if to == "int8" or vocabulary else "Q4_1"
+        try:
+            found = rounded(tensor, format)
+        except ValueError as error:
+            raise ValueError(f"the weight {name} cannot be {to}: {error}") from error
+        return replace(found, origin=f"{to} from {tensor.origin or tensor.format}")
+
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        return dict(zip(weights, pool.map(one, weights), strict=True))
+
+
+def kinds(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The format of each kind of weight, and why, as "attention.query" -> "Q8_0, int8 from BF16".
+
+    Layers and experts are counted together; kinds that differ between layers have several.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for name, tensor in weights.items():
+        why = f"{tensor.origin}" if tensor.origin else "as in its file"
+        found.setdefault(LAYER.sub("", name), {})[f"{tensor.format}, {why}"] = None
+    return {kind: " or ".join(texts) for kind, texts in found.items()}
+
+
+def by_format(kinds: Mapping[str, str]) -> dict[str, str]:
+    """`kinds` the other way round: the kinds of each format, in one text."""
+    grouped: dict[str, list[str]] = {}
+    for kind, text in kinds.items():
+        grouped.setdefault(text, []).append(kind)
+    return {text: listed(names) for text, names in grouped.items()}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas, norms and biases in one word each: nobody asks for them one by one."""
+    short = (
+        "norms" if n.endswith("norm") else "biases" if n.endswith("bias") else n for n in names
+    )
+    return ", ".join(dict.fromkeys(short))

@@ -1,0 +1,52 @@
+"""Quantisation at load: which weights are rounded, to what, and that the report says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.models.checkpoint import load_checkpoint
+from headrace.runtime.models.rounding import by_format
+from tests.fakes.model import write_tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("floats") / "tiny.gguf")
+
+
+def test_int4_rounds_matrices_keeps_norms_and_gives_the_vocabulary_8_bits(floats: Path) -> None:
+    found = load_checkpoint(floats, quantization="int4")
+    formats = {name: tensor.format for name, tensor in found.weights.items()}
+    assert formats["layers.0.attention.query"] == formats["layers.1.mlp.down"] == "Q4_1"
+    assert formats["embedding"] == "Q8_0"
+    assert {f for name, f in formats.items() if name.endswith("norm")} == {"F32"}
+
+
+def test_the_report_says_what_became_of_each_kind_of_weight_and_why(floats: Path) -> None:
+    kinds = load_checkpoint(floats, quantization="int8").kinds
+    assert kinds["mlp.gate"] == "Q8_0, int8 from F32"
+    assert kinds["attention.norm"] == "F32, as in its file"
+    assert by_format(kinds)["F32, as in its file"] == "norms"
+
+
+def test_what_a_file_has_quantised_is_not_rounded_again(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", format="Q4_0")
+    before, after = load_checkpoint(path), load_checkpoint(path, quantization="int8")
+    assert before.kinds == after.kinds
+    assert after.kinds["attention.query"] == "Q4_0, as in its file"
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_a_rounded_model_answers(floats: Path, to: str, backend: str) -> None:
+    options = EngineOptions(backend=backend, kv_tokens=256, quantization=to)  # type: ignore[arg-type]
+    with Engine.load(floats, options) as engine:
+        assert engine.generate("abc").finish.completion_tokens
+
+
+def test_a_quantisation_that_there_is_not_is_refused_by_name(floats: Path) -> None:
+    with pytest.raises(ValueError, match="'int2'; there are: int8, int4"):
+        load_checkpoint(floats, quantization="int2")  # type: ignore[arg-type]
