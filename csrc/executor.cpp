@@ -21,7 +21,9 @@ std::size_t weight_tasks(const Weight& weight) {
 }
 
 // Rows of a linear's source that a task takes, a multiple of the kernels' tile.
-std::size_t rows_together(std::size_t width) { return std::max<std::size_t>(32, kActivationBytes / (kPlanes * width) / kTileRows * kTileRows); }
+std::size_t rows_together(std::size_t width) {
+  return std::max<std::size_t>(32, kActivationBytes / (kPlanes * width) / kTileRows * kTileRows);
+}
 
 }  // namespace
 
