@@ -56,6 +56,65 @@ void check_sequence(const Batch& batch, const BatchLimits& limits, std::size_t i
   }
 }
 
+void check_row(const SamplingRow& row, std::size_t i, std::size_t vocabulary) {
+  if (!(row.temperature >= 0) || std::isinf(row.temperature)) {
+    refuse("sampling.temperature", i, row.temperature, "a finite number from 0");
+  }
+  if (row.top_k < 0) refuse("sampling.top_k", i, row.top_k, "0 or more");
+  if (!(row.top_p >= 0)) refuse("sampling.top_p", i, row.top_p, "a number from 0");
+  if (!(row.min_p >= 0 && row.min_p <= 1)) refuse("sampling.min_p", i, row.min_p, "in [0, 1]");
+  if (!(row.uniform >= 0 && row.uniform < 1)) refuse("sampling.uniform", i, row.uniform, "in [0, 1)");
+  if (row.target < -1 || (row.target >= 0 && static_cast<std::size_t>(row.target) >= vocabulary)) {
+    refuse("sampling.target", i, row.target, "-1 to " + std::to_string(vocabulary - 1));
+  }
+}
+
+void check_edits(const Edits& edits, std::size_t samples, std::size_t vocabulary) {
+  const std::size_t entries = edits.tokens.size();
+  if (edits.starts.empty() && !entries) return;
+  check_length(edits.starts.size(), "sampling.edits.starts", samples + 1);
+  check_length(edits.divisors.size(), "sampling.edits.divisors", entries);
+  check_length(edits.addends.size(), "sampling.edits.addends", entries);
+  check_range(edits.starts, "sampling.edits.starts", entries + 1);
+  if (edits.starts.front() != 0) refuse("sampling.edits.starts", 0, edits.starts.front(), "0");
+  if (static_cast<std::size_t>(edits.starts.back()) != entries) {
+    refuse("sampling.edits.starts", samples, edits.starts.back(), "the number of entries, " + std::to_string(entries));
+  }
+  check_range(edits.tokens, "sampling.edits.tokens", vocabulary);
+  for (std::size_t i = 0; i < samples; ++i) {
+    if (edits.starts[i + 1] < edits.starts[i]) {
+      refuse("sampling.edits.starts", i + 1, edits.starts[i + 1], "no less than the one before");
+    }
+  }
+  for (std::size_t i = 0; i < entries; ++i) {
+    if (!(edits.divisors[i] > 0)) refuse("sampling.edits.divisors", i, edits.divisors[i], "a number above 0");
+    if (!(edits.addends[i] < INFINITY)) refuse("sampling.edits.addends", i, edits.addends[i], "a number, or -inf");
+  }
+}
+
+void check_masks(const Masks& masks, std::size_t samples, std::size_t vocabulary) {
+  if (masks.rows.empty() && masks.allowed.empty()) return;
+  check_length(masks.rows.size(), "sampling.masks.rows", samples);
+  const std::size_t words = (vocabulary + 31) / 32;
+  if (masks.count() && masks.words != words) {
+    throw std::invalid_argument("sampling.masks.allowed has " + std::to_string(masks.words) +
+                                " words a mask, expected " + std::to_string(words));
+  }
+  for (std::size_t i = 0; i < samples; ++i) {
+    const std::int32_t mask = masks.rows[i];
+    if (mask < -1 || (mask >= 0 && static_cast<std::size_t>(mask) >= masks.count())) {
+      refuse("sampling.masks.rows", i, mask, "-1, or the index of a mask");
+    }
+  }
+}
+
+void check_sampling(const Sampling& sampling, std::size_t samples, std::size_t vocabulary) {
+  check_length(sampling.rows.size(), "sampling", samples);
+  for (std::size_t i = 0; i < samples; ++i) check_row(sampling.rows[i], i, vocabulary);
+  check_edits(sampling.edits, samples, vocabulary);
+  check_masks(sampling.masks, samples, vocabulary);
+}
+
 }  // namespace
 
 void check(const Batch& batch, const BatchLimits& limits) {
@@ -64,8 +123,7 @@ void check(const Batch& batch, const BatchLimits& limits) {
   check_length(batch.slots.size(), "slots", rows);
   check_length(batch.row_starts.size(), "row_starts", sequences + 1);
   check_length(batch.block_tables.size(), "block_tables", sequences * batch.widest);
-  check_length(batch.sampling.size(), "sampling", batch.samples());
-  check_range(batch.tokens, "tokens", limits.vocabulary);
+  check_range(batch.tokens, "tokens", limits.tokens);
   check_range(batch.slots, "slots", limits.blocks * limits.block_size);
   check_range(batch.sampled_rows, "sampled_rows", rows);
   check_range(batch.row_starts, "row_starts", rows + 1);
@@ -74,15 +132,7 @@ void check(const Batch& batch, const BatchLimits& limits) {
     refuse("row_starts", sequences, batch.row_starts.back(), "the number of rows, " + std::to_string(rows));
   }
   for (std::size_t i = 0; i < sequences; ++i) check_sequence(batch, limits, i);
-  for (std::size_t i = 0; i < batch.samples(); ++i) {
-    const SamplingRow& row = batch.sampling[i];
-    if (!(row.temperature >= 0) || std::isinf(row.temperature)) {
-      refuse("sampling.temperature", i, row.temperature, "a finite number from 0");
-    }
-    if (row.top_k < 0) refuse("sampling.top_k", i, row.top_k, "0 or more");
-    if (!(row.top_p >= 0)) refuse("sampling.top_p", i, row.top_p, "a number from 0");
-    if (!(row.uniform >= 0 && row.uniform < 1)) refuse("sampling.uniform", i, row.uniform, "in [0, 1)");
-  }
+  check_sampling(batch.sampling, batch.samples(), limits.vocabulary);
 }
 
 }  // namespace headrace

@@ -16,7 +16,7 @@ struct Batch {
   std::vector<std::int32_t> context_lengths;           // [sequences]
   std::vector<std::int32_t> block_tables;              // [sequences, widest]
   std::vector<std::int32_t> sampled_rows;              // [samples]
-  std::vector<SamplingRow> sampling;                   // [samples]
+  Sampling sampling;
   std::size_t widest = 0;
 
   std::size_t rows() const { return tokens.size(); }
@@ -25,7 +25,9 @@ struct Batch {
 };
 
 struct BatchLimits {
-  std::size_t vocabulary, blocks, block_size;
+  std::size_t tokens;  // that can be read
+  std::size_t vocabulary;  // that can be sampled
+  std::size_t blocks, block_size;
 };
 
 // Throws std::invalid_argument that names the field and what was expected.

@@ -43,7 +43,7 @@ std::uint8_t* Model::layer_cache(std::size_t layer) const {
 
 void Model::prepare(const Batch& batch, bool draws) {
   if (!logits_) throw std::invalid_argument("the program has no logits op");
-  check(batch, {vocabulary_ ? vocabulary_ : shape_.vocabulary, shape_.blocks, shape_.block_size});
+  check(batch, {vocabulary_ ? vocabulary_ : shape_.vocabulary, shape_.vocabulary, shape_.blocks, shape_.block_size});
   step_.batch = &batch;
   step_.draws = draws;
   if (batch.rows() > capacity_) {
@@ -62,9 +62,13 @@ void Model::prepare(const Batch& batch, bool draws) {
   }
   const auto members = static_cast<std::size_t>(team_.size());
   scratch_.grow(product(members * sizeof(float), scratch_floats_));
-  step_.candidates.grow(draws ? product(members * sizeof(Candidate), shape_.vocabulary) : 0);
+  const std::size_t choices = draws ? product(members, shape_.vocabulary) : 0;
+  step_.candidates.grow(product(choices, sizeof(Candidate)));
+  step_.edited.grow(product(choices, sizeof(float)));
   step_.tokens.resize(batch.samples());
   step_.logprobs.resize(batch.samples());
+  step_.ranked_tokens.resize(product(batch.samples(), batch.sampling.ranked));
+  step_.ranked_logprobs.resize(step_.ranked_tokens.size());
   plan_attention(batch);
   while (progress_.size() < ops_.size()) progress_.emplace_back();
   for (Progress& progress : progress_) {
@@ -366,10 +370,14 @@ void Model::execute(const CapOp& op, std::size_t first, std::size_t last, int) {
 }
 
 void Model::execute(const SampleOp& op, std::size_t first, std::size_t last, int member) {
-  Candidate* candidates = step_.candidates.as<Candidate>() + static_cast<std::size_t>(member) * shape_.vocabulary;
+  const std::size_t mine = static_cast<std::size_t>(member) * shape_.vocabulary;
+  const SampleScratch scratch = {step_.candidates.as<Candidate>() + mine, step_.edited.as<float>() + mine};
+  const Sampling& sampling = step_.batch->sampling;
   for (std::size_t i = first; i < last; ++i) {
-    step_.tokens[i] = headrace::sample(kernels_, op.logits->row(i), shape_.vocabulary, step_.batch->sampling[i],
-                                       candidates, &step_.logprobs[i]);
+    const std::size_t ranked = i * sampling.ranked;
+    headrace::sample(kernels_, op.logits->row(i), shape_.vocabulary, sampling, i, scratch,
+                     {&step_.tokens[i], &step_.logprobs[i], step_.ranked_tokens.data() + ranked,
+                      step_.ranked_logprobs.data() + ranked});
   }
 }
 

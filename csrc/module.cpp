@@ -8,6 +8,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -25,6 +26,13 @@ namespace {
 template <typename T>
 using Array = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig>;
 
+template <typename T>
+constexpr const char* kTypeName = "float32";
+template <>
+constexpr const char* kTypeName<std::int32_t> = "int32";
+template <>
+constexpr const char* kTypeName<std::uint32_t> = "uint32";
+
 // Element `i` bytes of an attribute that must be a C-contiguous array of T with `ndim` axes.
 template <typename T>
 struct Field {
@@ -37,8 +45,7 @@ struct Field {
     nb::object value = nb::getattr(owner, name);
     if (!nb::try_cast(value, array) || array.dtype() != nb::dtype<T>() || array.ndim() != axes ||
         array.device_type() != nb::device::cpu::value) {
-      throw std::invalid_argument(std::string(name) + ": expected a numpy array of " +
-                                  (nb::dtype<T>().code == nb::dtype<float>().code ? "float32" : "int32") + " with " +
+      throw std::invalid_argument(std::string(name) + ": expected a numpy array of " + kTypeName<T> + " with " +
                                   std::to_string(axes) + (axes == 1 ? " axis" : " axes"));
     }
     std::int64_t step = 1;
@@ -54,35 +61,56 @@ struct Field {
   }
 };
 
-void read(nb::handle owner, const char* name, std::vector<std::int32_t>* out) {
-  const Field<std::int32_t> field(owner, name, 1);
-  out->assign(field.data, field.data + field.size);
-}
-
-void read_sampling(nb::handle owner, std::vector<SamplingRow>* out) {
-  const Field<float> temperature(owner, "temperature", 1), top_p(owner, "top_p", 1), uniform(owner, "uniform", 1);
-  const Field<std::int32_t> top_k(owner, "top_k", 1);
-  if (top_k.size != temperature.size || top_p.size != temperature.size || uniform.size != temperature.size) {
-    throw std::invalid_argument("sampling: temperature, top_k, top_p and uniform differ in length");
-  }
-  out->resize(temperature.size);
-  for (std::size_t i = 0; i < out->size(); ++i) {
-    (*out)[i] = {temperature.data[i], top_k.data[i], top_p.data[i], uniform.data[i]};
-  }
-}
-
-template <typename T>
-Array<T> owned(const T* from, std::size_t count) {
-  T* copy = new T[count];
-  nb::capsule owner(copy, [](void* at) noexcept { delete[] static_cast<T*>(at); });
-  if (count) std::memcpy(copy, from, count * sizeof(T));
-  return Array<T>(copy, {count}, owner);
-}
-
 std::size_t natural(nb::handle owner, const char* name) {
   const auto value = nb::cast<std::int64_t>(nb::getattr(owner, name));
   if (value < 0) throw std::invalid_argument(std::string(name) + " must not be negative");
   return static_cast<std::size_t>(value);
+}
+
+template <typename T>
+void read(nb::handle owner, const char* name, std::vector<T>* out) {
+  const Field<T> field(owner, name, 1);
+  out->assign(field.data, field.data + field.size);
+}
+
+void read_rows(nb::handle owner, std::vector<SamplingRow>* out) {
+  const Field<float> temperature(owner, "temperature", 1), top_p(owner, "top_p", 1), min_p(owner, "min_p", 1),
+      uniform(owner, "uniform", 1);
+  const Field<std::int32_t> top_k(owner, "top_k", 1), target(owner, "target", 1);
+  out->resize(temperature.size);
+  for (const std::size_t size : {top_k.size, top_p.size, min_p.size, uniform.size, target.size}) {
+    if (size != temperature.size) throw std::invalid_argument("sampling: the fields of its rows differ in length");
+  }
+  for (std::size_t i = 0; i < out->size(); ++i) {
+    (*out)[i] = {temperature.data[i], top_k.data[i], top_p.data[i], min_p.data[i], uniform.data[i], target.data[i]};
+  }
+}
+
+void read_sampling(nb::handle owner, std::size_t vocabulary, Sampling* out) {
+  read_rows(owner, &out->rows);
+  out->ranked = std::min(natural(owner, "ranked"), vocabulary);
+  out->edits = {};
+  out->masks = {};
+  if (const nb::object edits = nb::getattr(owner, "edits"); !edits.is_none()) {
+    read(edits, "starts", &out->edits.starts);
+    read(edits, "tokens", &out->edits.tokens);
+    read(edits, "divisors", &out->edits.divisors);
+    read(edits, "addends", &out->edits.addends);
+  }
+  if (const nb::object masks = nb::getattr(owner, "masks"); !masks.is_none()) {
+    read(masks, "rows", &out->masks.rows);
+    const Field<std::uint32_t> allowed(masks, "allowed", 2);
+    out->masks.allowed.assign(allowed.data, allowed.data + allowed.size);
+    out->masks.words = allowed.last;
+  }
+}
+
+template <typename T>
+Array<T> owned(const std::vector<T>& from) {
+  T* copy = new T[from.size()];
+  nb::capsule owner(copy, [](void* at) noexcept { delete[] static_cast<T*>(at); });
+  std::copy(from.begin(), from.end(), copy);
+  return Array<T>(copy, {from.size()}, owner);
 }
 
 Format format_of(const std::string& name) {
@@ -129,8 +157,8 @@ class Bound {
   nb::tuple run(nb::handle batch) {
     const std::lock_guard lock = step(batch, true);
     const Step& result = model_->step();
-    return nb::make_tuple(owned(result.tokens.data(), result.tokens.size()),
-                          owned(result.logprobs.data(), result.logprobs.size()));
+    return nb::make_tuple(owned(result.tokens), owned(result.logprobs), owned(result.ranked_tokens),
+                          owned(result.ranked_logprobs));
   }
 
   nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig> logits(nb::handle batch) {
@@ -185,7 +213,7 @@ class Bound {
       const Field<std::int32_t> tables(batch, "block_tables", 2);
       batch_.block_tables.assign(tables.data, tables.data + tables.size);
       batch_.widest = tables.last;
-      read_sampling(nb::getattr(batch, "sampling"), &batch_.sampling);
+      read_sampling(nb::getattr(batch, "sampling"), running.shape().vocabulary, &batch_.sampling);
       nb::gil_scoped_release release;
       running.run(batch_, draws);
     } catch (...) {

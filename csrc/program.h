@@ -163,10 +163,12 @@ struct Step {
   const Batch* batch;
   std::vector<RowTile> tiles;
   SplitAttention split;
-  Region candidates;                // one vocabulary a thread, where a row is drawn
-  std::vector<std::int32_t> tokens;  // out, [samples]
-  std::vector<float> logprobs;       // out, [samples]
-  bool draws;                        // false: stop at the logits
+  Region candidates, edited;                // one vocabulary a thread
+  std::vector<std::int32_t> tokens;         // out, [samples]
+  std::vector<float> logprobs;              // out, [samples]
+  std::vector<std::int32_t> ranked_tokens;  // out, [samples, ranked]
+  std::vector<float> ranked_logprobs;       // out, [samples, ranked]
+  bool draws;                               // false: stop at the logits
 };
 
 }  // namespace headrace

@@ -34,50 +34,111 @@ class Ranked {
   std::size_t sorted_ = 0;
 };
 
-}  // namespace
-
-std::int32_t sample(const Kernels& kernels, const float* logits, std::size_t count, const SamplingRow& row,
-                    Candidate* candidates, float* logprob) {
-  const std::size_t best = kernels.largest(logits, count);
-  const float normaliser = kernels.log_sum_exp(logits, count, logits[best]);
-  if (row.temperature == 0) {
-    *logprob = logits[best] - normaliser;
-    return static_cast<std::int32_t>(best);
-  }
-  const float top = logits[best];
-  const auto mass = [&](float logit) { return std::exp(static_cast<double>((logit - top) / row.temperature)); };
+// Those that can be chosen. A logit that is no number is none of them: it would break the order that
+// sorting relies on.
+std::size_t list(const float* logits, std::size_t count, Candidate* out) {
+  std::size_t found = 0;
   for (std::size_t i = 0; i < count; ++i) {
-    // A logit that is no number must not break the order that sorting relies on.
-    candidates[i] = {std::isnan(logits[i]) ? -INFINITY : logits[i], static_cast<std::int32_t>(i)};
+    if (logits[i] > -INFINITY) out[found++] = {logits[i], static_cast<std::int32_t>(i)};
   }
-  Ranked ranked(candidates, count);
-  std::size_t kept = count;
-  if (row.top_k > 0) kept = std::min(kept, static_cast<std::size_t>(row.top_k));
+  return found;
+}
+
+// The row's logits after its edits and its mask: in place where it has none, else in `out`.
+const float* edit(const float* logits, std::size_t count, const Sampling& sampling, std::size_t index, float* out) {
+  const Edits& edits = sampling.edits;
+  const Masks& masks = sampling.masks;
+  const auto begin = edits.starts.empty() ? 0 : edits.starts[index];
+  const auto end = edits.starts.empty() ? 0 : edits.starts[index + 1];
+  const std::int32_t mask = masks.rows.empty() ? -1 : masks.rows[index];
+  if (begin == end && mask < 0) return logits;
+  std::copy_n(logits, count, out);
+  for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+    const auto token = static_cast<std::size_t>(edits.tokens[i]);
+    const float logit = logits[token];
+    out[token] = (logit > 0 ? logit / edits.divisors[i] : logit * edits.divisors[i]) + edits.addends[i];
+  }
+  if (mask < 0) return out;
+  const std::uint32_t* words = masks.allowed.data() + static_cast<std::size_t>(mask) * masks.words;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!(words[i / 32] >> i % 32 & 1)) out[i] = -INFINITY;
+  }
+  return out;
+}
+
+// A token by the row's cuts and its place on the cumulative distribution.
+std::int32_t draw(const float* logits, std::size_t count, const SamplingRow& row, Candidate* candidates) {
+  std::size_t kept = list(logits, count, candidates);
+  if (!kept) return 0;  // nothing is allowed
+  Ranked ranked(candidates, kept);
+  const float top = ranked[0].logit;
+  const auto mass = [&](const Candidate& candidate) {
+    return std::exp(static_cast<double>((candidate.logit - top) / row.temperature));
+  };
   double total = 0;
-  if (kept < count) {
-    for (std::size_t i = 0; i < kept; ++i) total += mass(ranked[i].logit);
+  if (row.top_k > 0 && static_cast<std::size_t>(row.top_k) < kept) {
+    kept = static_cast<std::size_t>(row.top_k);
+    for (std::size_t i = 0; i < kept; ++i) total += mass(ranked[i]);
   } else {
-    for (std::size_t i = 0; i < count; ++i) total += mass(candidates[i].logit);
+    for (std::size_t i = 0; i < kept; ++i) total += mass(candidates[i]);
   }
-  if (row.top_p < 1) {
-    const double wanted = static_cast<double>(row.top_p) * total;
+  // The likeliest that satisfy `more`, given the mass before them and their own; never none.
+  const auto cut = [&](auto more) {
     double reached = 0;
     std::size_t size = 0;
-    while (size < kept && (size == 0 || reached < wanted)) reached += mass(ranked[size++].logit);
+    for (; size < kept; ++size) {
+      const double weight = mass(ranked[size]);
+      if (size && !more(reached, weight)) break;
+      reached += weight;
+    }
     kept = size;
     total = reached;
+  };
+  if (row.top_p < 1) {
+    const double wanted = static_cast<double>(row.top_p) * total;
+    cut([&](double reached, double) { return reached < wanted; });
   }
+  if (row.min_p > 0) cut([&](double, double weight) { return weight >= static_cast<double>(row.min_p); });
   const double target = static_cast<double>(row.uniform) * total;
   double reached = 0;
   std::size_t chosen = 0;
   for (std::size_t i = 0; i < kept; ++i) {
-    const double weight = mass(ranked[i].logit);
+    const double weight = mass(ranked[i]);
     if (weight > 0) chosen = i;  // rounding at the end must not choose an impossible token
     reached += weight;
     if (reached > target) break;
   }
-  *logprob = ranked[chosen].logit - normaliser;
   return ranked[chosen].token;
+}
+
+}  // namespace
+
+void sample(const Kernels& kernels, const float* logits, std::size_t count, const Sampling& sampling,
+            std::size_t index, const SampleScratch& scratch, const SampleResult& out) {
+  const SamplingRow& row = sampling.rows[index];
+  const std::size_t best = kernels.largest(logits, count);
+  const float normaliser = kernels.log_sum_exp(logits, count, logits[best]);
+  if (row.target >= 0) {
+    *out.token = row.target;
+  } else {
+    const float* edited = edit(logits, count, sampling, index, scratch.edited);
+    if (row.temperature > 0) {
+      *out.token = draw(edited, count, row, scratch.candidates);
+    } else {
+      *out.token = static_cast<std::int32_t>(edited == logits ? best : kernels.largest(edited, count));
+    }
+  }
+  *out.logprob = logits[*out.token] - normaliser;
+  if (!sampling.ranked) return;
+  for (std::size_t i = 0; i < count; ++i) {
+    const float logit = std::isnan(logits[i]) ? -INFINITY : logits[i];
+    scratch.candidates[i] = {logit, static_cast<std::int32_t>(i)};
+  }
+  Ranked ranked(scratch.candidates, count);
+  for (std::size_t i = 0; i < sampling.ranked; ++i) {
+    out.ranked_tokens[i] = ranked[i].token;
+    out.ranked_logprobs[i] = ranked[i].logit - normaliser;
+  }
 }
 
 }  // namespace headrace

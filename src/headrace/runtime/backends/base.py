@@ -76,17 +76,6 @@ class SamplingRows:
     edits: Edits | None = None
     masks: Masks | None = None
 
-    @property
-    def plain(self) -> bool:
-        """Whether temperature, top_k, top_p and uniform say it all."""
-        return (
-            not self.ranked
-            and self.edits is None
-            and self.masks is None
-            and not self.min_p.any()
-            and bool((self.target < 0).all())
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...models.program import BASIC, Program, UnsupportedProgram, demands
-from ...sampling import sample
 from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Sampled
 from ._native import Model
@@ -56,15 +55,18 @@ class Options:
 class CPUBackend:
     """One loaded model on the CPU. A second thread that calls waits for the first."""
 
-    def __init__(self, model: Model, kv: KVLayout) -> None:
+    def __init__(self, model: Model, kv: KVLayout, vocabulary: int) -> None:
         self.model = model
         self.kv = kv
+        self.vocabulary = vocabulary
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises ValueError (batch), MemoryError."""
-        if not batch.sampling.plain:
-            return sample(self.model.logits(batch), batch.sampling)
-        return Sampled(*self.model.run(batch))
+        tokens, logprobs, ranked, ranked_logprobs = self.model.run(batch)
+        if not batch.sampling.ranked:
+            return Sampled(tokens, logprobs)
+        shape = (len(tokens), min(batch.sampling.ranked, self.vocabulary))
+        return Sampled(tokens, logprobs, ranked.reshape(shape), ranked_logprobs.reshape(shape))
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises ValueError, MemoryError."""
@@ -104,4 +106,4 @@ def load(
     count = threads or usable_processors()
     model = Model(program, kv, asked.level, asked.precise, count)
     compile_program(model, program, weights)
-    return CPUBackend(model, kv)
+    return CPUBackend(model, kv, program.vocabulary)
