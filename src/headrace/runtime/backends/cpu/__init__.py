@@ -1,7 +1,7 @@
 """The CPU backend: a program is compiled to native op records at load; a step is one native call.
 
-Two environment variables are read at load. HEADRACE_CPU_LEVEL (portable, avx2, avx512, amx) forces an
-instruction level; the best that the processor runs is taken otherwise. HEADRACE_CPU_PRECISE=1
+Two environment variables are read at load. HEADRACE_CPU_LEVEL (portable, avx2, avx512, amx) forces
+an instruction level; the best that the processor runs is taken otherwise. HEADRACE_CPU_PRECISE=1
 computes with float32 activations and a float32 KV cache. Without it, activations that meet
 quantised weights are rounded to 15 bits a block of 32, and KV is kept as float16: half the memory
 traffic of float32 with three more bits of mantissa than bfloat16; values past 65,504 saturate. The
