@@ -16,12 +16,13 @@ from headrace.config.schema import DEFAULT_MODEL
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.rounding import Quantization
-from headrace.runtime.request import Finish, Output, SamplingParameters
+from headrace.runtime.request import Finish, Output, Prompt, SamplingParameters
 
 with contextlib.suppress(ImportError):  # some Pythons are built without it
     import readline  # noqa: F401  (gives input() its line editing and history)
 
 LONGEST_ANSWER = 1024  # tokens; a small model may never stop by itself
+LONGEST_CONTINUATION = 128  # tokens; a base model hardly ever does
 
 
 def run(
@@ -31,14 +32,17 @@ def run(
 ) -> None:
     """Answer one prompt and stop. The same prompt gives the same answer (temperature 0).
 
+    A base model, which no one taught to chat, continues the prompt.
+
     \b
     headrace run smollm2-135m "What is the capital of France?"
     """
     with _engine(model, quantization) as engine:
-        messages = [{"role": "user", "content": prompt}]
-        _, finish = _print(
-            engine.stream(messages, SamplingParameters(LONGEST_ANSWER, temperature=0.0))
-        )
+        asked: Prompt = [{"role": "user", "content": prompt}]
+        limit = LONGEST_ANSWER
+        if not engine.checkpoint.chats:
+            asked, limit = prompt, LONGEST_CONTINUATION
+        _, finish = _print(engine.stream(asked, SamplingParameters(limit, temperature=0.0)))
     typer.echo(_timing(finish), err=True)
 
 

@@ -6,12 +6,15 @@ server for `prompt_logprobs`, which OpenAI does not have.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from headrace.protocol.generation import TokenLogprob
+
+_BYTES = re.compile(r"bytes:(\\x[0-9a-f]{2})+")
 
 
 class ChatToken(Struct):
@@ -77,10 +80,10 @@ def read_logprobs(sent: Logprobs) -> tuple[TokenLogprob, ...]:
         return tuple(_read_chat_token(one) for one in sent.content)
     ranked = sent.top_logprobs or []
     return tuple(
-        TokenLogprob(
+        _labelled(
             text,
             logprob,
-            ranked=tuple(TokenLogprob(other, value) for other, value in (top or {}).items()),
+            tuple(_labelled(other, value) for other, value in (top or {}).items()),
         )
         for text, logprob, top in zip(
             sent.tokens or [],
@@ -138,6 +141,16 @@ def _label(one: TokenLogprob) -> str:
     if one.bytes is None or one.bytes == one.text.encode():
         return one.text
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.bytes)
+
+
+def _labelled(
+    label: str, logprob: float | None, ranked: tuple[TokenLogprob, ...] = ()
+) -> TokenLogprob:
+    """The token of a completion's label: the reverse of `_label`."""
+    if not _BYTES.fullmatch(label):
+        return TokenLogprob(label, logprob, ranked=ranked)
+    known = bytes.fromhex(label.removeprefix("bytes:").replace("\\x", ""))
+    return TokenLogprob(known.decode(errors="replace"), logprob, known, ranked=ranked)
 
 
 def _candidates(one: TokenLogprob) -> dict[str, Any]:

@@ -6,7 +6,7 @@ compatible server can send, and taken as numbers or base64.
 
 from __future__ import annotations
 
-import binascii
+import math
 from array import array
 from base64 import b64decode
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def embedded(answer: bytes, request: EmbeddingRequest, provider: str) -> Iterato
     try:
         sent = _decoder.decode(answer)
         vectors = {one.index: _bytes(one.embedding) for one in sent.data}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
         raise UpstreamError(f"Provider '{provider}' sent malformed embeddings.") from None
     if sorted(vectors) != list(range(len(request.input))) or len({*map(len, vectors.values())}) > 1:
         raise UpstreamError(f"Provider '{provider}' did not send one vector for each text.")
@@ -62,12 +62,11 @@ def embedded(answer: bytes, request: EmbeddingRequest, provider: str) -> Iterato
 
 
 def _bytes(vector: list[float] | str) -> bytes:
-    if isinstance(vector, list):
-        return array("f", vector).tobytes()
-    values = b64decode(vector, validate=True)
-    if len(values) % 4:
-        raise binascii.Error("not float32")
-    return values
+    """A vector as float32. Raises ValueError where it is none, or holds what is not finite."""
+    values = array("f", vector if isinstance(vector, list) else b64decode(vector, validate=True))
+    if not math.isfinite(sum(values)):
+        raise ValueError("not finite")
+    return values.tobytes()
 
 
 def _usage(sent: _Usage | None, request: EmbeddingRequest) -> Usage:

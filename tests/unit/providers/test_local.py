@@ -1,0 +1,88 @@
+"""The local engine as a provider: tenants apart, choices together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from headrace.config.schema import Engine
+from headrace.protocol.encoding import EmbeddingRequest
+from headrace.protocol.errors import InvalidField
+from headrace.protocol.generation import Event, Finished, GenerationRequest, TextDelta
+from headrace.providers.base import Classifier, Embedder, Ranker, answer
+from headrace.providers.local import LocalProvider
+from headrace.providers.openai import OpenAIProvider
+from tests.fakes.upstream import FakeUpstream
+from tests.unit.providers.calling import provider
+
+REQUEST = GenerationRequest(
+    endpoint="completions", model="m", prompt="x" * 100, max_tokens=3, tenant="one", seed=1
+)
+
+
+@pytest.fixture
+async def local(tiny: Path) -> AsyncIterator[LocalProvider]:
+    made = LocalProvider({"ref": tiny}, Engine(backend="reference", kv_tokens=2048))
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def ask(made: LocalProvider, **changes: Any) -> list[Event]:
+    request = structs.replace(REQUEST, **changes)
+    return [event async for event in made.generate(request, "ref")]
+
+
+async def cached(made: LocalProvider, **changes: Any) -> int:
+    last = (await ask(made, **changes))[-1]
+    assert isinstance(last, Finished)
+    return last.usage.cached_tokens
+
+
+async def test_a_tenant_finds_its_own_prefixes_and_no_others(local: LocalProvider) -> None:
+    assert await cached(local) == 0
+    assert await cached(local) == 96
+    assert await cached(local, tenant="two") == 0
+
+
+async def test_further_choices_find_the_prompt_of_the_first(local: LocalProvider) -> None:
+    await ask(local, n=4)
+    engine = local.engines["ref"]
+    assert engine.counters.cached_tokens == 3 * 96
+    assert engine.counters.prompt_tokens == 4 * 100
+
+
+async def test_best_of_says_its_choice_in_one_piece(local: LocalProvider) -> None:
+    said = await ask(local, best_of=3)
+    assert {event.choice for event in said if isinstance(event, TextDelta)} == {0}
+    assert not any(event.logprobs for event in said if isinstance(event, TextDelta))
+    last = said[-1]
+    assert isinstance(last, Finished)
+    assert last.usage.completion_tokens == 9
+    assert last.usage.prompt_tokens == 100
+
+
+async def test_what_a_provider_can_do_is_its_type(
+    local: LocalProvider, upstream: FakeUpstream
+) -> None:
+    assert isinstance(local, Embedder)
+    assert isinstance(local, Ranker)
+    assert isinstance(local, Classifier)
+    async with provider(upstream) as remote:
+        assert isinstance(remote, Embedder)
+        assert not isinstance(remote, Ranker)
+        assert isinstance(remote, OpenAIProvider)
+
+
+async def test_a_model_that_generates_does_not_embed(local: LocalProvider) -> None:
+    request = EmbeddingRequest(model="m", input=("a",))
+    with pytest.raises(InvalidField) as caught:
+        async for _ in answer(local, request, "ref"):
+            pass
+    assert caught.value.param == "model"
