@@ -2,6 +2,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "crossover.h"
 #include "model.h"
 
 namespace headrace {
@@ -42,6 +43,7 @@ Model::Model(const ModelShape& shape, const Kernels& kernels, bool exact, int th
     : shape_(shape),
       kernels_(kernels),
       exact_(exact || !kernels.integer),
+      tile_crossover_(exact_ ? kTileRows + 1 : tile_crossover(kernels)),
       cache_shape_(cache_shape(shape, exact_)),
       cache_(product(product(shape.blocks, shape.layers), cache_shape_.block_bytes())),
       scratch_floats_(kFloatScratch),
@@ -124,7 +126,10 @@ void Model::add_linear(Buffer& out, Buffer& source, const std::vector<std::size_
     column += part.rows;
   }
   require(column == out.width, "linear: the weights' rows are not the output's width");
-  if (bytes) have_bytes(source);
+  if (bytes) {
+    have_bytes(source);
+    if (kernels_.tile_panel) scratch_floats_ = std::max(scratch_floats_, tile_scratch(source.width));
+  }
   ops_.push_back(std::move(op));
 }
 
@@ -239,6 +244,10 @@ std::map<std::string, std::string> Model::kernel_names() const {
   const std::string level = kernels_.level;
   std::map<std::string, std::string> names = {{"attention", level + (exact_ ? ", float32 KV" : ", float16 KV")},
                                               {"norm", level}};
+  if (!exact_ && kernels_.tile_panel) {
+    const bool ever = tile_crossover_ <= kTileRows;
+    names["linear tiles"] = ever ? "from " + std::to_string(tile_crossover_) + " rows on" : "never quicker here";
+  }
   for (const Op& op : ops_) {
     if (const auto* linear = std::get_if<LinearOp>(&op)) {
       for (const LinearPart& part : linear->parts) {

@@ -1,7 +1,13 @@
-// Level selection by CPU feature. The avx512 level needs VNNI; a processor without it takes avx2.
+// Level selection by CPU feature. The avx512 level needs VNNI; a processor without it takes avx2. The
+// amx level is avx512 with tiles for many rows.
 #include "dispatch.h"
 
 #include <stdexcept>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace headrace {
 
@@ -15,6 +21,28 @@ extern const Kernels kKernels;
 namespace avx512 {
 extern const Kernels kKernels;
 }
+namespace amx {
+extern const Kernels kKernels;
+}
+
+namespace {
+
+// Whether the processor has the tiles and the kernel lets this process use them: a thread's tile state
+// is large, so Linux wants to be asked, once a process.
+bool have_tiles() {
+#if defined(__linux__)
+  static const bool permitted = [] {
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && permitted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
 #endif
 
 std::vector<const Kernels*> available_levels() {
@@ -25,6 +53,7 @@ std::vector<const Kernels*> available_levels() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
+  if (avx512 && have_tiles()) levels.push_back(&amx::kKernels);
   if (avx512) levels.push_back(&avx512::kKernels);
   if (avx2) levels.push_back(&avx2::kKernels);
 #endif

@@ -21,7 +21,7 @@ std::size_t weight_tasks(const Weight& weight) {
 }
 
 // Rows of a linear's source that a task takes, a multiple of the kernels' tile.
-std::size_t rows_together(std::size_t width) { return std::max<std::size_t>(32, kActivationBytes / (kPlanes * width) / 8 * 8); }
+std::size_t rows_together(std::size_t width) { return std::max<std::size_t>(32, kActivationBytes / (kPlanes * width) / kTileRows * kTileRows); }
 
 }  // namespace
 
@@ -190,7 +190,9 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
     const std::size_t close = std::max<std::size_t>(1, kPanelBytes / std::max<std::size_t>(1, part->weight->panel_bytes()));
     const std::size_t count = std::min({last - task, weight_tasks(*part->weight) - panel, close});
     if (part->weight->packed.data()) {
-      for (std::size_t row = begin; row < end; row += kTileRows) {
+      const std::size_t from = end_of_tiles({begin, end});
+      for (std::size_t i = 0; begin < from && i < count; ++i) tile_panel(op, *part, panel + i, {begin, from}, member);
+      for (std::size_t row = from; row < end; row += kTileRows) {
         for (std::size_t i = 0; i < count; ++i) integer_panel(op, *part, panel + i, {row, std::min(row + kTileRows, end)});
       }
     } else {
@@ -207,14 +209,30 @@ void Model::add_bias(const LinearOp& op, std::size_t column, std::size_t cols, R
   }
 }
 
-void Model::integer_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows) const {
+// Rows before this one are the tiles' work, the rest the vectors'.
+std::size_t Model::end_of_tiles(RowRange rows) const {
+  if (tile_crossover_ > kTileRows) return rows.begin;
+  const std::size_t rest = (rows.end - rows.begin) % kTileRows;
+  return rest < tile_crossover_ ? rows.end - rest : rows.end;
+}
+
+IntegerPanel Model::panel_job(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows) const {
   const Weight& weight = *part.weight;
-  const std::size_t row = panel * kPanelRows, column = part.column + row;
-  const std::size_t cols = std::min<std::size_t>(kPanelRows, weight.rows - row);
-  kernels_.integer_panel({weight.kind, weight.packed.data() + panel * weight.panel_bytes(), op.source->activations(),
-                          rows.begin, rows.end, op.out->floats.as<float>() + column, op.out->width,
-                          static_cast<int>(cols)});
-  add_bias(op, column, cols, rows);
+  const std::size_t row = panel * kPanelRows, cols = std::min<std::size_t>(kPanelRows, weight.rows - row);
+  return {weight.kind, weight.packed.data() + panel * weight.panel_bytes(), op.source->activations(), rows.begin,
+          rows.end, op.out->floats.as<float>() + part.column + row, op.out->width, static_cast<int>(cols)};
+}
+
+void Model::integer_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows) const {
+  const IntegerPanel job = panel_job(op, part, panel, rows);
+  kernels_.integer_panel(job);
+  add_bias(op, part.column + panel * kPanelRows, static_cast<std::size_t>(job.cols), rows);
+}
+
+void Model::tile_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows, int member) const {
+  const IntegerPanel job = panel_job(op, part, panel, rows);
+  kernels_.tile_panel(job, scratch_of(member));
+  add_bias(op, part.column + panel * kPanelRows, static_cast<std::size_t>(job.cols), rows);
 }
 
 void Model::float_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows, int member) const {

@@ -65,6 +65,9 @@ class Model {
   float* scratch_of(int member) const;
   AttentionTile attention_tile(const AttentionOp& op, const RowTile& tile, std::size_t head, int member) const;
   void integer_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows) const;
+  void tile_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows, int member) const;
+  std::size_t end_of_tiles(RowRange rows) const;
+  IntegerPanel panel_job(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows) const;
   void float_panel(const LinearOp& op, const LinearPart& part, std::size_t panel, RowRange rows, int member) const;
   void add_bias(const LinearOp& op, std::size_t column, std::size_t cols, RowRange rows) const;
   void attend_whole(const AttentionTile& tile, int member);
@@ -89,6 +92,7 @@ class Model {
   const ModelShape shape_;
   const Kernels& kernels_;
   const bool exact_;
+  const std::size_t tile_crossover_;  // rows of a tile from which on it is the level's tiles' work
   CacheShape cache_shape_;
   Region cache_;
   std::deque<Buffer> buffers_;  // deques: ops hold pointers to the elements

@@ -24,9 +24,9 @@ struct ActivationBlock {
   std::int32_t high;  // sum of codes 16..31
 };
 
-// Rows of activations in tiles of 8 rows, so that a kernel reads one stream: codes
-// [rows / 8, columns / 32, 8, 2 (upper, lower), 32], blocks [rows / 8, columns / 32, 8].
-constexpr std::size_t kTileRows = 8;
+// Rows of activations in tiles of 16 rows, so that a kernel reads one stream: codes
+// [rows / 16, columns / 32, 16, 2 (upper, lower), 32], blocks [rows / 16, columns / 32, 16].
+constexpr std::size_t kTileRows = 16;
 struct Activations {
   std::int8_t* codes;
   ActivationBlock* blocks;
@@ -37,7 +37,7 @@ struct Activations {
 };
 
 // out[row, 0..cols) = source[row] · weight rows of one panel, for rows [begin, end); begin is a
-// multiple of 8.
+// multiple of 16.
 struct IntegerPanel {
   PanelKind kind;
   const std::uint8_t* panel;
@@ -47,6 +47,11 @@ struct IntegerPanel {
   std::size_t stride;
   int cols;  // 1..16
 };
+
+// A panel's weights as signed bytes and two float32 scales a block.
+constexpr std::size_t tile_scratch(std::size_t columns) {
+  return columns * kPanelRows / sizeof(float) + columns / kBlock * 2 * kPanelRows;
+}
 
 // out[row, 0..cols) = source[row] · weight rows, computed in float32; up to kFloatRows rows.
 constexpr int kFloatRows = 32;
@@ -155,6 +160,9 @@ struct Kernels {
   // `blocks` blocks of a row, to `out` from block `first` of row `row` on.
   void (*quantise)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
   void (*integer_panel)(const IntegerPanel&);
+  // As integer_panel, and equal to it, for many rows; scratch has tile_scratch(columns) floats and lies at a
+  // multiple of 64 bytes. Null: the level has none.
+  void (*tile_panel)(const IntegerPanel&, float* scratch);
   void (*float_panel)(const FloatPanel&);
   void (*rotate_and_write)(const RotateRow&);
   // Attention over the positions [begin, end), a whole part or the context's rest, into `state`.

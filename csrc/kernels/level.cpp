@@ -9,7 +9,9 @@ namespace headrace::HEADRACE_LEVEL {
 extern const Kernels kKernels;
 const Kernels kKernels = {
     .level = HEADRACE_TEXT(HEADRACE_LEVEL),
-#if defined(__AVX512F__)
+#if defined(__AMX_INT8__)
+    .integer = "amx-int8 and avx512-vnni, 15-bit activations",
+#elif defined(__AVX512F__)
     .integer = "avx512-vnni, 15-bit activations",
 #elif defined(__AVX2__)
     .integer = "avx2-maddubs, 15-bit activations",
@@ -26,6 +28,11 @@ const Kernels kKernels = {
 #else
     .quantise = nullptr,
     .integer_panel = nullptr,
+#endif
+#if defined(__AMX_INT8__)
+    .tile_panel = tile_panel,
+#else
+    .tile_panel = nullptr,
 #endif
     .float_panel = float_panel,
     .rotate_and_write = rotate_and_write,

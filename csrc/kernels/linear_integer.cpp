@@ -5,6 +5,7 @@
 // planes, and the sums are joined in 32 bits, exactly. 128 and not 256, so that a pair of products
 // fits 16 bits also where a weight is -128. A row's result does not depend on the other rows of the step.
 #include "level.h"
+#include "unpack.h"
 
 namespace headrace::HEADRACE_LEVEL {
 
@@ -18,69 +19,10 @@ constexpr int kTall = kLanes == 16 ? 8 : 4;
 // a block takes leave the processor little room to run ahead to the next loads by itself.
 constexpr std::ptrdiff_t kAhead = 4096;
 
-inline IntVector load_codes(const std::uint8_t* from) {
-  IntVector value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
-
 inline IntVector broadcast(const std::int8_t* from) {
   std::int32_t four;
   __builtin_memcpy(&four, from, 4);
   return four - IntVector{};
-}
-
-constexpr bool has_minimum(PanelKind kind) { return kind == PanelKind::Q4Min || kind == PanelKind::Q5Min; }
-
-// The code that stands for zero. The wide dot product takes unsigned bytes, so Q8 is moved by 128.
-constexpr int zero_code(PanelKind kind) {
-  switch (kind) {
-    case PanelKind::Q4: return 8;
-    case PanelKind::Q5: return 16;
-    case PanelKind::Q6: return 32;
-    case PanelKind::Q8: return kLanes == 16 ? 128 : 0;
-    default: return 0;
-  }
-}
-
-// Bits of `high` for group `group`, half `half`, moved to bit 4 and on of each byte.
-template <PanelKind KIND>
-inline IntVector high_bits(const IntVector* high, int group, int half) {
-  if constexpr (KIND == PanelKind::Q6) {
-    const IntVector bits = high[half];
-    const int shift = 4 - 2 * group;
-    return (shift >= 0 ? bits << shift : bits >> -shift) & 0x30303030;
-  } else {
-    const int shift = 4 - 2 * group - half;
-    return (shift >= 0 ? high[0] << shift : high[0] >> -shift) & 0x10101010;
-  }
-}
-
-// Weights of the columns 16 · half + 4g, g = 0..3, of a block.
-template <PanelKind KIND>
-inline void unpack(const std::uint8_t* codes, IntVector (&out)[8]) {
-  if constexpr (KIND == PanelKind::Q8) {
-    for (int group = 0; group < 8; ++group) {
-      out[group] = load_codes(codes + 64 * group);
-      if constexpr (kLanes == 16) out[group] ^= static_cast<std::int32_t>(0x80808080);
-    }
-    return;
-  }
-  IntVector extra[2] = {};
-  if constexpr (KIND == PanelKind::Q5 || KIND == PanelKind::Q5Min || KIND == PanelKind::Q6) {
-    extra[0] = load_codes(codes + 256);
-  }
-  if constexpr (KIND == PanelKind::Q6) extra[1] = load_codes(codes + 320);
-#pragma GCC unroll 4
-  for (int group = 0; group < 4; ++group) {
-    const IntVector both = load_codes(codes + 64 * group);
-    out[group] = both & 0x0f0f0f0f;
-    out[group + 4] = (both >> 4) & 0x0f0f0f0f;
-    if constexpr (KIND != PanelKind::Q4 && KIND != PanelKind::Q4Min) {
-      out[group] |= high_bits<KIND>(extra, group, 0);
-      out[group + 4] |= high_bits<KIND>(extra, group, 1);
-    }
-  }
 }
 
 #if defined(__AVX512F__)
@@ -140,8 +82,8 @@ inline IntVector products(IntVector from, const IntVector* weights, const std::i
 
 template <PanelKind KIND, int ROWS>
 void rows(const IntegerPanel& job, std::size_t first) {
-  constexpr bool kTwoScales = KIND == PanelKind::Q6;
-  constexpr int kHeader = has_minimum(KIND) || kTwoScales ? 64 : 32;
+  constexpr bool kTwoScales = two_scales(KIND);
+  constexpr int kHeader = header_bytes(KIND);
   constexpr int kZero = zero_code(KIND);
   const std::size_t blocks = job.source.columns / kBlock, start = job.source.block_index(first, 0);
   for (int part = 0; part < kParts; ++part) {
@@ -193,6 +135,9 @@ template <PanelKind KIND>
 void panel(const IntegerPanel& job) {
   std::size_t row = job.begin;
   for (; row + kTall <= job.end; row += kTall) rows<KIND, kTall>(job, row);
+  if constexpr (kTall > 4) {
+    for (; row + 4 <= job.end; row += 4) rows<KIND, 4>(job, row);
+  }
   for (; row + 2 <= job.end; row += 2) rows<KIND, 2>(job, row);
   if (row < job.end) rows<KIND, 1>(job, row);
 }

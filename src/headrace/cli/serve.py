@@ -7,6 +7,7 @@ import ipaddress
 import json
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,18 @@ from headrace.providers.local import LocalProvider
 from headrace.registry.pull import pull
 from headrace.runtime.models.rounding import Quantization, by_format
 from headrace.runtime.process import EngineFailed
+
+_QUESTION = "What is the capital of France?"
+# A first call of a model, by what it is for: path and body.
+TRY: Mapping[str, tuple[str, dict[str, object]]] = {
+    "generate": (
+        "/v1/chat/completions",
+        # a small model rambles at temperature 1
+        {"messages": [{"role": "user", "content": _QUESTION}], "temperature": 0},
+    ),
+    "embed": ("/v1/embeddings", {"input": _QUESTION}),
+    "classify": ("/v1/classify", {"input": _QUESTION}),
+}
 
 
 def serve(
@@ -123,15 +136,16 @@ def _greet(app: platform.App, listener: socket.socket, seconds: float) -> None:
         lines += [f"  weights  {text}: {kinds}" for text, kinds in weights.items()]
         kernels = "; ".join(sorted(set(engine.loaded.kernels.values())))
         lines.append(f"  kernels  {engine.loaded.backend}: {kernels}")
-    first = next(iter(configuration.models))
-    asked = [{"role": "user", "content": "What is the capital of France?"}]
-    body = {"model": first, "messages": asked, "temperature": 0}  # a small model rambles at 1
+    first, model = next(iter(configuration.models.items()))
+    engine = engines.get(model.source) if model.provider == LOCAL else None
+    task = "generate" if engine is None or engine.loaded is None else engine.loaded.task
+    path, body = TRY[task]
     lines += [
         "",
         "Try it:",
         "",
-        f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' "
-        f"-d {_quoted(json.dumps(body))}",
+        f"curl {address}{path} -H 'Content-Type: application/json' "
+        f"-d {_quoted(json.dumps({'model': first, **body}))}",
         "",
         "Ctrl-C stops.",
     ]

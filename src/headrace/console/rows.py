@@ -65,11 +65,12 @@ def preview(recorded: dict[str, Any] | None) -> str:
         last = messages[-1]
         content = last.get("content") if isinstance(last, dict) else None
         return _line(content)
-    return _line(recorded.get("prompt"))
+    said = next((recorded[name] for name in ("prompt", "query", "input") if name in recorded), None)
+    return _line(said)
 
 
 def _line(content: object) -> str:
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         content = " ".join(text for text in texts if isinstance(text, str))
     return " ".join(content[: 4 * PREVIEW].split())[:PREVIEW] if isinstance(content, str) else ""

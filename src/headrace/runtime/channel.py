@@ -15,7 +15,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .encoding import EncodeRequest, Encoding
 from .request import (
@@ -47,6 +47,7 @@ class Loaded:
     formats: Mapping[str, int]  # weights of each format
     kinds: Mapping[str, str]  # the format of each kind of weight, and why
     seconds: float  # that loading took
+    task: Literal["generate", "embed", "classify"] = "generate"
 
 
 def frame(kind: str, **content: Any) -> bytes:

@@ -10,7 +10,8 @@ An encoder is used from one thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -126,12 +127,14 @@ class Encoder:
         reader: Reader,
         options: EncoderOptions,
         raw_scores: bool,
+        formats: Mapping[str, int],
     ) -> None:
         self.backend = backend
         self.model = model
         self.reader = reader
         self.options = options
         self.raw_scores = raw_scores
+        self.formats = formats  # weights of each
 
     @classmethod
     def load(cls, path: Path, options: EncoderOptions = DEFAULT_OPTIONS) -> Encoder:
@@ -153,7 +156,8 @@ class Encoder:
         backend = choose(options.backend)(program, described.weights, kv, options.threads)
         reader = Reader(read_tokenizer(path), sentences, longest)
         raw = score_is_raw(read_json(path / "config.json"))
-        return cls(backend, model, reader, options, raw)
+        formats = dict(Counter(tensor.format for tensor in described.weights.values()))
+        return cls(backend, model, reader, options, raw, formats)
 
     def embed(
         self, texts: Sequence[str], dimensions: int | None = None, *, truncate: bool = False

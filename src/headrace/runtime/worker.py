@@ -86,9 +86,10 @@ def describe(engine: Engine | EncoderQueue, seconds: float) -> Loaded:
             context=encoder.reader.longest,
             backend=type(encoder.backend).__module__.split(".")[3],
             kernels=dict(encoder.backend.kernels()),
-            formats={},
+            formats=encoder.formats,
             kinds={},
             seconds=seconds,
+            task="embed" if encoder.model.head is None else "classify",
         )
     return Loaded(
         name=engine.checkpoint.architecture.name,

@@ -5,7 +5,7 @@ import { outcome } from "./calls.js";
 import { NONE, count, dollars, seconds, speed, time } from "./format.js";
 import { html } from "./view.js";
 
-const PARAMETERS = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream"];
+const PARAMETERS = ["max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n", "dimensions", "stream"];
 
 // The parts of the call's time, in order. The engine's own where it ran; else as seen from here.
 function phases(call) {
@@ -79,7 +79,8 @@ function Messages({ input }) {
 
 function Output({ output }) {
   return html`<div class="turn assistant">
-    <pre>${output.text}</pre>
+    <pre>${output.text ?? JSON.stringify(output, null, 2)}</pre>
+    ${output.choices?.map((choice, place) => html`<pre key=${place}>${choice.text}</pre>`)}
     ${output.tool_calls?.map((tool) => html`<pre key=${tool.id}>${tool.name}(${tool.arguments})</pre>`)}
   </div>`;
 }

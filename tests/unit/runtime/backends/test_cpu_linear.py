@@ -161,3 +161,15 @@ def test_a_row_is_the_same_alone_in_a_batch_and_on_any_number_of_threads(format:
         assert np.array_equal(
             run(made, weights, table[row : row + 1], cpu.Options())[0], together[row]
         )
+
+
+@pytest.mark.skipif("amx" not in levels(), reason="this processor has no tiles")
+@pytest.mark.parametrize("format", [name for name in FORMATS if name not in FLOATS])
+def test_tiles_give_what_vectors_give_to_the_bit(format: str) -> None:
+    """So that a row is the same whatever the batch, on either side of the crossover."""
+    random = np.random.default_rng(6)
+    made, weights = linear_program({"w": random_tensor(random, format, 83, 768)})
+    for rows in (5, 16, 31, 48, 400):
+        table = random.standard_normal((rows, 768), np.float32)
+        tiles = run(made, weights, table, cpu.Options("amx"))
+        assert np.array_equal(tiles, run(made, weights, table, cpu.Options("avx512")))

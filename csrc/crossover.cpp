@@ -1,0 +1,53 @@
+// The crossover, measured on one panel of a usual width that lies in the cache.
+#include "crossover.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "memory.h"
+
+namespace headrace {
+
+namespace {
+
+constexpr std::size_t kColumns = 1024;
+constexpr int kRepetitions = 15;
+constexpr double kClearly = 1.1;  // times as quick: where both are near, weights come from memory anyway
+
+// The quickest of several, in seconds: whatever else runs can only add.
+template <typename Work>
+double seconds(Work work) {
+  using Clock = std::chrono::steady_clock;
+  double best = 1e9;
+  for (int i = 0; i < kRepetitions; ++i) {
+    const auto begin = Clock::now();
+    work();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return best;
+}
+
+std::size_t measure(const Kernels& kernels) {
+  constexpr std::size_t kBlocks = kColumns / kBlock;
+  const Region panel(kBlocks * static_cast<std::size_t>(panel_block_bytes(PanelKind::Q4Min)));
+  const Region codes(kTileRows * kColumns * kPlanes), blocks(kTileRows * kBlocks * sizeof(ActivationBlock));
+  const Region out(kTileRows * kPanelRows * sizeof(float)), scratch(tile_scratch(kColumns) * sizeof(float));
+  const auto job = [&](std::size_t rows) {
+    const Activations source = {codes.as<std::int8_t>(), blocks.as<ActivationBlock>(), kColumns};
+    return IntegerPanel{PanelKind::Q4Min, panel.data(), source, 0, rows, out.as<float>(), kPanelRows, kPanelRows};
+  };
+  const double tile = seconds([&] { kernels.tile_panel(job(kTileRows), scratch.as<float>()); });
+  std::size_t rows = kTileRows + 1;
+  while (rows > 1 && seconds([&] { kernels.integer_panel(job(rows - 1)); }) > kClearly * tile) --rows;
+  return rows;
+}
+
+}  // namespace
+
+std::size_t tile_crossover(const Kernels& kernels) {
+  if (!kernels.tile_panel) return kTileRows + 1;
+  static const std::size_t rows = measure(kernels);  // one level has tiles
+  return rows;
+}
+
+}  // namespace headrace

@@ -1,0 +1,14 @@
+// From how many rows on the tiles of a level are quicker than its vectors.
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/kernels.h"
+
+namespace headrace {
+
+// Rows of a tile (1 to 16) from which on tile_panel is quicker than integer_panel on this machine; 17:
+// never. Measured once in a process, in about a millisecond. Results do not depend on it: both are equal.
+std::size_t tile_crossover(const Kernels& kernels);
+
+}  // namespace headrace
