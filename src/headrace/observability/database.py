@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
+from sqlite3 import Cursor, OperationalError
 from typing import Any
 
 from alembic import command
@@ -17,7 +19,7 @@ from headrace.protocol.errors import ServiceError
 
 ENVIRONMENT = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x48656164  # any constant: the key of PostgreSQL's advisory lock
-BUSY_SECONDS = 5
+BUSY_SECONDS = 10
 
 _INSERTS: dict[str, Callable[[Table], sqlite.Insert | postgresql.Insert]] = {
     "sqlite": sqlite.insert,
@@ -47,10 +49,26 @@ def open_engine(url: str) -> Engine:
 def _prepare_sqlite(connection: SQLiteConnection, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    _enter_wal(cursor)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _enter_wal(cursor: Cursor) -> None:
+    """Set the journal to WAL. The change needs the file for itself for a moment, and SQLite does
+    not always wait its busy time-out for that: where others open the file too, it is tried again.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def insert_new(

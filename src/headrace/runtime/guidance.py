@@ -16,9 +16,11 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, Token
 from .backends.base import Masks
 from .text.tokenizer import Vocabulary
 
-COMPILE_SECONDS = 0.5  # of processor time, the first mask included
+COMPILE_SECONDS = 0.5  # of processor time
+MASK_SECONDS = 0.1  # of processor time, for the first mask; sound grammars take under 0.02
 
-# Against hostile grammars: about 20 ms of lexer work and 10 MB of states at most a step.
+# Against hostile grammars. What they still can do is a mask of some 50 ms a step (nested bounded
+# repetitions) where others take 0.1; a matcher that runs out of fuel ends its own request alone.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
     step_lexer_fuel=50_000,
@@ -76,11 +78,13 @@ class Compiler:
         """A matcher at the start of `grammar`, in llguidance's own form. Raises ValueError."""
         began = time.thread_time()
         inner = LLMatcher(self.tokenizer, grammar, log_level=0, limits=LIMITS)
+        compiled = time.thread_time()
         if not inner.is_error():
             inner.compute_bitmask()  # what it finds out is kept for the copies
         if inner.is_error():
             raise ValueError(inner.get_error())
-        if time.thread_time() - began > COMPILE_SECONDS:
+        slow = time.thread_time() - compiled > MASK_SECONDS
+        if slow or compiled - began > COMPILE_SECONDS:
             raise ValueError("it takes too long to compile")
         return Matcher(inner, self)
 

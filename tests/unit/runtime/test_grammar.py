@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +18,7 @@ from headrace.runtime.grammar import CHARACTERS
 from headrace.runtime.request import Grammar, Output, Request, RequestRefused, SamplingParameters
 from headrace.runtime.scheduler import Limits
 
-WARM = SamplingParameters(temperature=1, max_tokens=200)
+WARM = SamplingParameters(temperature=1, max_tokens=200, seed=5)
 GREEDY = SamplingParameters(temperature=0, max_tokens=40)
 PERSON = {
     "type": "object",
@@ -67,7 +69,7 @@ def test_a_choice_that_begins_another_can_still_be_chosen(engine: Engine) -> Non
     assert texts == {"ab", "abc"}
 
 
-@pytest.mark.parametrize("pattern", [r"[a-f]{3}-\d{4}", r"a/b\/c\\", "x\ny{1,3}", r"(é|ü){2}"])
+@pytest.mark.parametrize("pattern", [r"[a-f]{3}-[0-9]{4}", r"a/b\/c\\", "x\ny{1,3}", r"(é|ü){2}"])
 def test_an_answer_under_a_regular_expression_matches_it(engine: Engine, pattern: str) -> None:
     done = engine.generate("x", WARM, Grammar("regex", pattern))
     assert re.fullmatch(pattern, done.text)
@@ -166,6 +168,27 @@ def test_a_grammar_that_is_not_sound_is_refused(
     assert refused.value.code == "invalid_value"
     assert refused.value.details == {"field": "response_format"}
     assert engine.idle
+
+
+def test_without_llguidance_the_engine_runs_and_refuses_grammars(tiny: Path) -> None:
+    script = f"""
+import sys
+sys.modules["llguidance"] = None  # as if it were not installed
+from pathlib import Path
+from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.request import Grammar, RequestRefused, SamplingParameters
+few = SamplingParameters(max_tokens=3, ignore_eos=True)
+with Engine.load(Path({str(tiny)!r}), EngineOptions(backend="reference", kv_tokens=64)) as engine:
+    assert len(engine.generate("x", few).tokens) == 3
+    try:
+        engine.generate("x", few, Grammar("json_object"))
+    except RequestRefused as refused:
+        print(refused.message)
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "llguidance, which is not installed" in said.stdout
 
 
 def test_keywords_that_cannot_be_enforced_are_passed_over_on_request(engine: Engine) -> None:

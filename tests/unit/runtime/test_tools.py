@@ -60,7 +60,7 @@ FUNCTIONS: tuple[dict[str, Any], ...] = (
 )
 REQUIRED = Tools(FUNCTIONS, required=True)
 ASK = [{"role": "user", "content": "The weather?"}]
-WARM = SamplingParameters(temperature=1, max_tokens=300)
+WARM = SamplingParameters(temperature=1, max_tokens=300, seed=5)
 THINKING = "{% set thinks = '<think> </think>' %}" + TEMPLATE
 
 Serve = Callable[[str, tuple[str, ...]], Engine]

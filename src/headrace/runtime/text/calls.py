@@ -28,6 +28,7 @@ KEYS = {"name", "arguments", "parameters", "id", "type"}
 OUTSIDE = re.compile(r'["{}\[\]]')
 INSIDE = re.compile(r'["\\]')
 NAMED = re.compile(r"\s*([\w.-]{1,64})\s*(?:\[ARGS\])?\s*(?=\{)")
+LONE = re.compile(r"[\ud800-\udfff]")
 SEPARATOR = re.compile(r"\s*;?\s*")
 
 
@@ -237,7 +238,14 @@ def call_of(value: Any) -> ToolCall:
         arguments = loads(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise NotACall
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(name, dumps(arguments))
+
+
+def dumps(arguments: dict[str, Any]) -> str:
+    """The text of an object. Raises ValueError, TypeError where it is none of JSON."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    # half of a surrogate pair is a sound escape in JSON, and no character of a text
+    return text if text.isascii() or not LONE.search(text) else json.dumps(arguments)
 
 
 def python_calls(text: str) -> tuple[ToolCall, ...]:
@@ -264,7 +272,7 @@ def python_call(line: ast.stmt) -> ToolCall:
     arguments = {word.arg: python_value(word.value) for word in call.keywords if word.arg}
     if len(arguments) != len(call.keywords):
         raise ValueError("not a call by plain keywords")
-    return ToolCall(ast.unparse(call.func), json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(ast.unparse(call.func), dumps(arguments))
 
 
 def python_value(node: ast.expr) -> Any:

@@ -16,6 +16,8 @@ from .tensor import Tensor
 
 BLOCK = 32
 LARGEST = 65_504.0  # of binary16
+SMALLEST = 2.0**-14  # of binary16 with all its bits
+TINY = 1e-30
 CHUNK = 1 << 17  # values rounded at once: their floats stay in a core's cache
 
 Floats = NDArray[np.float32]
@@ -29,9 +31,10 @@ def plain(values: NDArray[Any], format: str) -> Tensor:
 
 
 def float_form(values: Floats) -> Tensor:
-    """Values as F16, which rounds by at most 2^-12 of them (3e-8 below 6e-5), or F32 where one is
-    too large for it."""
-    if np.abs(values).max(initial=0.0) > LARGEST:
+    """Values as F16, which rounds by 2^-12 of them (by 3e-8 below 6e-5), or as F32 where one is too
+    large for it, or all are too small."""
+    largest = np.abs(values).max(initial=0.0)
+    if largest > LARGEST or 0 < largest < SMALLEST:
         return plain(values, "F32")
     return plain(values.astype(np.float16), "F16")
 
@@ -87,8 +90,8 @@ def rounded(tensor: Tensor, format: str) -> Tensor:
     """A tensor of floats rounded to Q8_0 or Q4_1, a chunk of rows at a time.
 
     Q8_0 rounds to the nearest of 255 steps of the block's largest value, Q4_1 to the nearest of
-    16 from its least to its largest. Raises ValueError where blocks do not divide the columns, or
-    a value is too large for a binary16 scale.
+    16 about from its least to its largest, as suits all 32 best. Raises ValueError where blocks do
+    not divide the columns, or a value is too large for a binary16 scale.
     """
     if tensor.columns % BLOCK:
         raise ValueError(f"{tensor.columns} columns are no blocks of {BLOCK}")
@@ -112,9 +115,10 @@ def float_rows(tensor: Tensor, first: int, end: int) -> Floats:
 
 def write_q8_0(blocks: Floats, data: Bytes) -> None:
     """Round blocks [rows, blocks, 32] into their bytes."""
-    least, most = extremes(blocks)
-    largest: Floats = np.maximum(most, -least)
+    columns = upright(blocks)
+    largest: Floats = np.maximum(columns.max(axis=0), -columns.min(axis=0))
     scales = fitting(np.divide(largest, np.float32(127), dtype=np.float32))
+    scales = scales.reshape(blocks.shape[:-1])
     codes = np.rint(blocks * inverse(scales)[..., None])
     data[..., :2] = halves(scales)
     data[..., 2:] = np.clip(codes, -127, 127, out=codes).astype(np.int8).view(np.uint8)
@@ -122,25 +126,47 @@ def write_q8_0(blocks: Floats, data: Bytes) -> None:
 
 def write_q4_1(blocks: Floats, data: Bytes) -> None:
     """Round blocks [rows, blocks, 32] into their bytes."""
-    least, most = extremes(blocks)
-    minima = fitting(least)
-    scales = fitting((most - minima) / np.float32(15))
-    codes = (blocks - minima[..., None]) * inverse(scales)[..., None]
-    codes += np.float32(0.5)
-    small = np.clip(codes, 0, 15, out=codes).astype(np.uint8)
-    data[..., :2] = halves(scales)
-    data[..., 2:4] = halves(minima)
-    np.bitwise_or(small[..., :16], small[..., 16:] << 4, out=data[..., 4:])
-
-
-def extremes(blocks: Floats) -> tuple[Floats, Floats]:
-    """The least and the largest value of each block [rows, blocks, 32].
-
-    Along 32 values numpy takes 2.6 ns a value; down the columns of a transposed copy 0.8.
-    """
-    columns = np.ascontiguousarray(blocks.reshape(-1, BLOCK).T)
+    columns = upright(blocks)
+    minima = columns.min(axis=0)
+    scales: Floats = np.divide(columns.max(axis=0) - minima, np.float32(15), dtype=np.float32)
+    fitting(scales)  # refuses what is no number
+    codes = steps(columns, scales, minima)
+    scales, minima = (fitting(one) for one in refitted(columns, codes, scales, minima))
+    small = steps(columns, scales, minima).astype(np.uint8)
+    packed: Bytes = np.bitwise_or(small[:16], np.left_shift(small[16:], np.uint8(4)))
     shape = blocks.shape[:-1]
-    return columns.min(axis=0).reshape(shape), columns.max(axis=0).reshape(shape)
+    data[..., :2] = halves(scales.reshape(shape))
+    data[..., 2:4] = halves(minima.reshape(shape))
+    data[..., 4:] = packed.T.reshape(*shape, 16)
+
+
+def upright(blocks: Floats) -> Floats:
+    """Blocks [.., 32] as columns [32, blocks]: numpy goes down them three times as fast as along
+    rows of 32, the copy included."""
+    return np.ascontiguousarray(blocks.reshape(-1, BLOCK).T)
+
+
+def steps(columns: Floats, scales: Floats, minima: Floats) -> Floats:
+    """The nearest of 16 steps of each value."""
+    found: Floats = columns - minima
+    found *= inverse(scales)
+    np.rint(found, out=found)
+    return np.clip(found, 0, 15, out=found)
+
+
+def refitted(
+    columns: Floats, codes: Floats, scales: Floats, minima: Floats
+) -> tuple[Floats, Floats]:
+    """Scale and minimum with the least squared error for these codes: a line through the points.
+
+    A tenth less error than the range's own scale and minimum.
+    """
+    mean_code, mean_value = codes.mean(axis=0), columns.mean(axis=0)
+    spread = np.einsum("ij,ij->j", codes, codes) / BLOCK - mean_code**2
+    shared = np.einsum("ij,ij->j", codes, columns) / BLOCK - mean_code * mean_value
+    several = spread > 0.01  # one code of another value is 0.03; what is less is rounding
+    found = np.divide(shared, spread, out=scales.copy(), where=several)
+    return found, np.where(several, mean_value - found * mean_code, minima)
 
 
 def fitting(values: Floats) -> Floats:
@@ -151,5 +177,5 @@ def fitting(values: Floats) -> Floats:
 
 
 def inverse(scales: Floats) -> Floats:
-    """1 / scales; 0 for 0."""
-    return np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    """1 / scales; 0 where that would overflow, far below what binary16 can hold."""
+    return np.divide(1, scales, out=np.zeros_like(scales), where=np.abs(scales) > TINY)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from headrace.runtime.models.description import KINDS
 from headrace.runtime.models.families import FAMILIES
+from headrace.runtime.models.quantization import FORMATS as FORMATS_OF_COMPRESSED
+from headrace.runtime.models.quantization import SCHEMES as WAYS
 from headrace.runtime.models.rope import SCHEMES
+from headrace.runtime.models.rounding import QUANTIZATIONS
 from headrace.runtime.weights.tensor import FORMATS
 
 PAGE = (Path(__file__).parents[4] / "docs" / "models.md").read_text()
@@ -33,3 +36,13 @@ def test_every_rope_scheme_is_named() -> None:
     text = section("From a Hugging Face directory")
     schemes = SCHEMES.keys() - {"default", "divided"}
     assert {scheme for scheme in schemes if f"`{scheme}`" in text} == schemes
+
+
+def test_every_way_to_quantise_has_its_line() -> None:
+    lines = re.findall(r"^\| `([\w-]+)`", section("Quantised checkpoints"), re.MULTILINE)
+    assert set(lines) == WAYS.keys()
+    text = section("Quantised checkpoints")
+    assert {form for form in FORMATS_OF_COMPRESSED if f"`{form}`" in text} == set(
+        FORMATS_OF_COMPRESSED
+    )
+    assert {f"`{name}`" in section("Fewer bits, at load") for name in QUANTIZATIONS} == {True}

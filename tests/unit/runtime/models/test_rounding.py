@@ -17,11 +17,11 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_gguf(tmp_path_factory.mktemp("floats") / "tiny.gguf")
 
 
-def test_int4_rounds_matrices_keeps_norms_and_gives_the_vocabulary_8_bits(floats: Path) -> None:
+def test_int4_keeps_norms_and_gives_8_bits_to_what_needs_them(floats: Path) -> None:
     found = load_checkpoint(floats, quantization="int4")
     formats = {name: tensor.format for name, tensor in found.weights.items()}
     assert formats["layers.0.attention.query"] == formats["layers.1.mlp.down"] == "Q4_1"
-    assert formats["embedding"] == "Q8_0"
+    assert formats["embedding"] == formats["layers.1.attention.value"] == "Q8_0"
     assert {f for name, f in formats.items() if name.endswith("norm")} == {"F32"}
 
 

@@ -124,7 +124,10 @@ FRAGMENTS = (
     "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "```tool_code\n",
     "```", "<|tool_call|>", HERMES_ULM, HERMES_NOW, LLAMA_ULM, '{"name": "weather", "arguments": ',
     "{}", "{", "}", "[", "]", '"', "\\", "weather", "weather(city='Ulm')", ";", ",", "\n", " ",
-    "text", "é", "<", "<think>", "</think>",
+    "text", "é",
+    '{"name": "weather", "arguments": {"a": "\\ud800", "b": 1e999}}', "1e999",
+    "{1: 2}", "weather(a=1e999)", "weather(a={1, 2}, b='\\ud800')", "\0", "9" * 5000,
+    "<", "<think>", "</think>",
 )  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12).map("".join)
 
@@ -140,7 +143,7 @@ def test_what_is_found_does_not_depend_on_the_cuts(
     if not whole.calls:
         assert whole.text == text
     for call in whole.calls:
-        assert isinstance(json.loads(call.arguments), dict)
+        assert isinstance(json.loads(call.arguments.encode(), parse_constant=pytest.fail), dict)
         assert call.name in ("weather", "get.time")
 
 

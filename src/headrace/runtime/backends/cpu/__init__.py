@@ -1,13 +1,12 @@
 """The CPU backend: a program is compiled to native op records at load; a step is one native call.
 
-Two environment variables are read at load. HEADRACE_CPU_LEVEL (portable, avx2, avx512, amx)
-forces an instruction level; the best that the processor runs is taken otherwise.
-HEADRACE_CPU_PRECISE=1 computes with float32 activations and a float32 KV cache. Without it,
-activations that meet quantised weights are rounded to 15 bits a block of 32, and KV is kept as
-float16: half the memory traffic of float32 with three more bits of mantissa than bfloat16; values
-past 65,504 saturate. The portable level is always precise. The amx level is avx512 with tiles where
-a step has many rows; from how many on is measured when the first model is loaded, and results are
-equal to the bit.
+Two environment variables are read at load. HEADRACE_CPU_LEVEL (portable, avx2, avx512, amx) forces
+an instruction level; the best that the processor runs is taken otherwise. HEADRACE_CPU_PRECISE=1
+computes with float32 activations and a float32 KV cache. Without it, activations that meet
+quantised weights are rounded to 15 bits a block of 32, and KV is kept as float16: half the memory
+traffic of float32 with three more bits of mantissa than bfloat16; values past 65,504 saturate. The
+portable level is always precise. The amx level is avx512 with tiles where a step has many rows;
+from how many on is measured when the first model is loaded, and results are equal to the bit.
 
 What the rounding costs: over 512 tokens of English prose SmolLM2-135M Q4_1 is 8e-7 nats from its
 float32 self on average (KL divergence), 7e-6 at most; perplexity 171.00 against 170.97, and the
