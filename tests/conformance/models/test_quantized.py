@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from headrace.runtime.models.checkpoint import describe_directory
-from tests.conformance.models.oracle import assert_agrees, small, write
-from tests.fakes.quantized import FORMS, quantize_directory
+from tests.conformance.models.oracle import assert_agrees, expected, ours, prompts, small, write
+from tests.fakes.quantized import FORMS, fp8, quantize_directory
 
 CANONICAL = {
     "self_attn.q_proj": "attention.query",
@@ -49,3 +49,16 @@ def test_a_quantised_llama_is_what_its_definition_says(tmp_path: Path, name: str
             exact = described.weights[canonical(matrix)].float32()
             model.get_parameter(matrix).copy_(torch.from_numpy(exact))
     assert_agrees(described, model)
+
+
+def test_fp8_is_what_transformers_reads(tmp_path: Path) -> None:
+    write(tmp_path, transformers.LlamaConfig(**small(intermediate_size=128, num_hidden_layers=2)))
+    quantize_directory(tmp_path, fp8((32, 32)))
+    config = transformers.FineGrainedFP8Config(weight_block_size=(32, 32), dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=config, attn_implementation="eager"
+    )
+    model.train(False)
+    for tokens, logits in zip(prompts(), ours(describe_directory(tmp_path)), strict=True):
+        # ours are F16: 2^-12 of each weight, through two layers
+        np.testing.assert_allclose(logits, expected(model, tokens), atol=1e-2, rtol=0)
