@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from headrace.runtime.backends.cpu.processors import usable_processors
+from headrace.runtime.processors import usable_processors
 
 RESULTS = Path(__file__).parent / "results"
 

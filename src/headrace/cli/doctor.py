@@ -22,9 +22,9 @@ from headrace.config.schema import DEFAULT_MODEL, LOCAL, Server
 from headrace.registry.home import home
 from headrace.registry.pull import local_path, pulled
 from headrace.runtime.backends.choice import importable
-from headrace.runtime.backends.cpu.processors import usable_processors
 from headrace.runtime.engine import Engine
 from headrace.runtime.models.rounding import by_format
+from headrace.runtime.processors import usable_processors
 
 LITTLE_ROOM = 2e9  # bytes; a small model and its download fit
 FEATURES = (

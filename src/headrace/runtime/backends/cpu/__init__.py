@@ -22,11 +22,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...models.program import BASIC, Program, UnsupportedProgram, demands
+from ...processors import usable_processors
 from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Sampled
 from ._native import Model
 from .compiler import compile_program
-from .processors import usable_processors
 
 SUPPORTS = BASIC | {
     "Attention.cap",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.runtime.backends.cpu.processors import cpu_quota, usable_processors
+from headrace.runtime.processors import cpu_quota, usable_processors
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
