@@ -4,7 +4,8 @@
 
 #include <stdexcept>
 
-#if defined(__linux__)
+#if defined(HEADRACE_X86) && defined(__linux__)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -32,10 +33,14 @@ namespace {
 bool have_tiles() {
 #if defined(__linux__)
   static const bool permitted = [] {
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // of leaf 7; not every compiler knows their names
     constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, features = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &features)) return false;
+    if (!(features & kTile) || !(features & kInt8)) return false;
     return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
-  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && permitted;
+  return permitted;
 #else
   return false;
 #endif

@@ -140,7 +140,7 @@ void sixteen_rows(const IntegerPanel& job, const Unpacked& panel, std::size_t fi
     begin(step, activations + block * kTileRows * kRowBytes + column,
           panel.weights + step * kStepColumns * kPanelRows);
   };
-  const std::size_t blocks_a_row = job.source.columns / kBlock;
+  const std::uint8_t* next = job.panel + job.source.columns / kBlock * panel_block_bytes(KIND);
   Vector sums[kTileRows] = {};
   Products products[2];
   begin_step(0);
@@ -150,7 +150,7 @@ void sixteen_rows(const IntegerPanel& job, const Unpacked& panel, std::size_t fi
     if (step + 2 < steps) begin_step(step + 2);
     if (step + 1 < steps) finish(step + 1, products);
     const std::size_t block = step / kSteps;
-    if (first == job.begin) fetch(job.panel + (blocks_a_row + block) * panel_block_bytes(KIND), panel_block_bytes(KIND));
+    if (first == job.begin) fetch(next + block * panel_block_bytes(KIND), panel_block_bytes(KIND));
     accumulate<KIND>(products[step % 2], panel.scales + 2 * block * kLanes, static_cast<int>(step % kSteps),
                      blocks + block * kTileRows, sums);
   }
