@@ -23,13 +23,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from headrace.runtime.backends.cpu.processors import usable_processors
 from setting import keep, setting
 
 from headrace.registry.pull import pull
 from headrace.runtime.backends import cpu
 from headrace.runtime.backends.base import Batch, KVLayout, SamplingRows
 from headrace.runtime.backends.cpu import CPUBackend
-from headrace.runtime.backends.cpu.processors import usable_processors
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import Checkpoint, load_checkpoint
 from headrace.runtime.models.program import Linear, Logits, Program
