@@ -23,7 +23,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from headrace.runtime.backends.cpu.processors import usable_processors
 from setting import keep, setting
 
 from headrace.registry.pull import pull
@@ -33,6 +32,7 @@ from headrace.runtime.backends.cpu import CPUBackend
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import Checkpoint, load_checkpoint
 from headrace.runtime.models.program import Linear, Logits, Program
+from headrace.runtime.processors import usable_processors
 
 PROMPTS = (128, 512, 2048)
 DEPTHS = (0, 128, 512, 2048)
