@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .numbers import nearest, to_e4m3
+
 
 @triton.jit
 def norm_rows(
@@ -67,6 +69,8 @@ def rotate_and_write(
     qkv,
     keys,
     values,
+    key_scales,
+    value_scales,
     positions,
     slots,
     far,
@@ -81,6 +85,7 @@ def rotate_and_write(
     NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NEAR: tl.constexpr,
+    KV: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One head of one row: norm, rotation, and of a key or value the copy to its KV slot.
@@ -130,10 +135,30 @@ def rotate_and_write(
         slot = tl.load(slots + row).to(tl.int64)
         is_key = head < heads + kv_heads
         kv_head = tl.where(is_key, head - heads, head - heads - kv_heads)
-        at = (slot * kv_heads + kv_head) * head_size
+        head_at = slot * kv_heads + kv_head
+        at = head_at * head_size
         writes = inside & (slot >= 0)
-        tl.store(keys + at + offsets, found.to(keys.dtype.element_ty), mask=writes & is_key)
-        tl.store(values + at + offsets, found.to(values.dtype.element_ty), mask=writes & ~is_key)
+        if KV == "float":
+            written = found.to(keys.dtype.element_ty)
+        else:
+            written, scale = encode(found, KV)
+            tl.store(key_scales + head_at, scale, mask=(slot >= 0) & is_key)
+            tl.store(value_scales + head_at, scale, mask=(slot >= 0) & ~is_key)
+        tl.store(keys + at + offsets, written, mask=writes & is_key)
+        tl.store(values + at + offsets, written, mask=writes & ~is_key)
+
+
+@triton.jit
+def encode(values, KV: tl.constexpr):
+    """Float32 values of one head as 8-bit codes, and their scale (`base.KVLayout`)."""
+    top = tl.max(tl.abs(values), 0)
+    largest: tl.constexpr = 127.0 if KV == "int8" else 448.0
+    inverse = tl.where(top > 1e-30, largest / top, 0.0)
+    if KV == "int8":
+        codes = nearest(values * inverse).to(tl.int8)
+    else:
+        codes = to_e4m3(values * inverse)
+    return codes, top / largest
 
 
 @triton.jit
