@@ -133,19 +133,25 @@ def rotate_and_write(
         tl.store(qkv + place + offsets, found.to(qkv.dtype.element_ty), mask=inside)
     else:
         slot = tl.load(slots + row).to(tl.int64)
-        is_key = head < heads + kv_heads
-        kv_head = tl.where(is_key, head - heads, head - heads - kv_heads)
-        head_at = slot * kv_heads + kv_head
-        at = head_at * head_size
-        writes = inside & (slot >= 0)
-        if KV == "float":
-            written = found.to(keys.dtype.element_ty)
-        else:
-            written, scale = encode(found, KV)
-            tl.store(key_scales + head_at, scale, mask=(slot >= 0) & is_key)
-            tl.store(value_scales + head_at, scale, mask=(slot >= 0) & ~is_key)
-        tl.store(keys + at + offsets, written, mask=writes & is_key)
-        tl.store(values + at + offsets, written, mask=writes & ~is_key)
+        if slot >= 0:
+            if head < heads + kv_heads:
+                head_at = slot * kv_heads + head - heads
+                write_head(keys, key_scales, head_at, found, head_size, KV)
+            else:
+                head_at = slot * kv_heads + head - heads - kv_heads
+                write_head(values, value_scales, head_at, found, head_size, KV)
+
+
+@triton.jit
+def write_head(entries, scales, head_at, values, head_size, KV: tl.constexpr):
+    """One head's key or value to its place in the cache."""
+    offsets = tl.arange(0, values.shape[0])
+    if KV == "float":
+        written = values.to(entries.dtype.element_ty)
+    else:
+        written, scale = encode(values, KV)
+        tl.store(scales + head_at, scale)
+    tl.store(entries + head_at * head_size + offsets, written, mask=offsets < head_size)
 
 
 @triton.jit
