@@ -94,6 +94,14 @@ def test_integer_kernels_hold_at_the_largest_codes(level: str, format: str) -> N
     assert_close(got, truth(made, weights, table), 1e-5)
 
 
+def test_weights_of_fp8_are_widened() -> None:
+    random = np.random.default_rng(7)
+    made, weights = linear_program({"w": random_tensor(random, "E4M3", 83, 768)})
+    table = random.standard_normal((3, 768), np.float32)
+    got = run(made, weights, table, cpu.Options(levels()[0], precise=True))
+    assert_close(got, truth(made, weights, table), 1e-3)
+
+
 @settings(max_examples=25)
 @given(
     rows=st.integers(1, 70),
