@@ -9,14 +9,14 @@ avx512 and amx a key or value of one head is a float32 scale and integers of 16 
 attention is integer products, summed exactly; int8 KV is 8 of these bits. The portable level is
 always precise. The amx level is avx512 with tiles where a step has many rows; from how many on is
 measured when the first model is loaded, and results are equal to the bit. Besides, the amx level
-multiplies the rows of tokens that were given (`Batch.given`: prompts) in bfloat16, weights and
-activations rounded, summed in float32. What a token is decides, never the rows beside it: a prompt
-is computed alike in one step, in chunks, and after a preemption.
+computes the rows of tokens that were given (`Batch.given`: prompts) in bfloat16: weights and
+activations, queries, keys and values rounded, summed in float32. What a token is decides, never the
+rows beside it: a prompt is computed alike in one step, in chunks, and after a preemption.
 
 What rounding costs, over 512 tokens of English prose, SmolLM2-135M Q4_1 against its float32 self:
-15 bits 6.5e-7 nats on average (KL divergence), 7.0e-6 at most, perplexity 18.890 against 18.891,
-the most likely token the same at every position; bfloat16 9.7e-5 nats, 2.0e-3 at most, perplexity
-18.906, two of 512 most likely tokens another. Chosen tokens keep 15 bits: their rows wait for
+15 bits 8.5e-7 nats on average (KL divergence), 1.2e-5 at most, perplexity 19.618 against 19.619,
+the most likely token the same at every position; bfloat16 2.9e-4 nats, 8.8e-3 at most, perplexity
+19.670, six of 512 most likely tokens another. Chosen tokens keep 15 bits: their rows wait for
 memory and not for arithmetic.
 """
 
