@@ -19,7 +19,7 @@ from headrace.providers.local import LocalProvider
 from tests.fakes.gateway import Running, configured, running
 from tests.fakes.upstream import FakeUpstream, Gate, Script, chat, failing
 
-CHAT = "/v1/chat/completions"
+CHAT: Any = "/v1/chat/completions"
 
 
 def line(name: str, **fields: Any) -> dict[str, Any]:
