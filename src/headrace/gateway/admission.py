@@ -68,7 +68,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
     """
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     pieces: list[bytes] = []
     size = 0
     try:
@@ -80,7 +80,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
                 piece = message.get("body", b"")
                 size += len(piece)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise too_large(limit)
                 pieces.append(piece)
                 if not message.get("more_body", False):
                     return b"".join(pieces)
@@ -88,5 +88,6 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
         raise RequestTimeout(f"The body did not arrive within {BODY_TIMEOUT:g} s.") from None
 
 
-def _too_large(limit: int) -> BodyTooLarge:
+def too_large(limit: int) -> BodyTooLarge:
+    """What is said of a body of over `limit` bytes."""
     return BodyTooLarge(f"The body is over the limit of {limit} bytes.")

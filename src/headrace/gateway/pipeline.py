@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
+from headrace.config.schema import LOCAL
 from headrace.gateway import request_ids
 from headrace.gateway.accounting import account
 from headrace.gateway.admission import check_type, read_body
-from headrace.gateway.call import Call
+from headrace.gateway.call import Call, Turn
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
 from headrace.gateway.door import HOLDER
@@ -27,12 +28,14 @@ from headrace.gateway.formats import FORMATS
 from headrace.gateway.frames import collect, heartbeats, stream
 from headrace.gateway.headers import headers_of
 from headrace.gateway.keyring import Charge, Holder
-from headrace.gateway.lookup import HEADER, Lookup, wish_of
+from headrace.gateway.lookup import HEADER, Lookup, Wish, wish_of
 from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
 from headrace.protocol.errors import HeadraceError, InternalFault, Overloaded
 from headrace.protocol.generation import AnyRequest, Endpoint, GenerationRequest
 from headrace.protocol.json import decode_object
+from headrace.protocol.openai import MAX_PRIORITY
+from headrace.router.decide import Decision
 from headrace.router.facts import CHARACTERS_PER_TOKEN, UNSAID, facts_of
 from headrace.router.plan import Plan
 
@@ -56,11 +59,26 @@ class Generations:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call, whatever happens."""
-        services = self._services
         headers = headers_of(scope)
+        call = self._call(scope, headers)
+        with self._services.admission.counted(), call.deployment.calls.counted():
+            await self._answer(call, headers, receive, Reply(send, FORMATS[self._endpoint]))
+
+    async def answer_later(self, scope: Scope, receive: Receive, send: Send, turn: Turn) -> None:
+        """Answer a call that nobody waits for: it goes behind every other one, whenever its turn
+        comes, and takes no place of theirs."""
+        headers = headers_of(scope)
+        call = self._call(scope, headers)
+        call.turn = turn
+        call.charge.later = True
+        with call.deployment.calls.counted():
+            await self._answer(call, headers, receive, Reply(send, FORMATS[self._endpoint]))
+
+    def _call(self, scope: Scope, headers: Mapping[str, str]) -> Call:
+        services = self._services
         holder: Holder | None = scope.get(HOLDER)
         charge = Charge(holder=holder)
-        call = Call(
+        return Call(
             id=self._ids.take(headers.get(request_ids.HEADER)),
             tenant=charge.tenant,
             charge=charge,
@@ -69,8 +87,6 @@ class Generations:
             started_at=services.wall(),
             deployment=services.now,
         )
-        with services.admission.counted(), call.deployment.calls.counted():
-            await self._answer(call, headers, receive, Reply(send, FORMATS[self._endpoint]))
 
     async def _answer(
         self, call: Call, headers: Mapping[str, str], receive: Receive, reply: Reply
@@ -78,8 +94,9 @@ class Generations:
         services = self._services
         error: HeadraceError
         try:
-            services.admission.admit()
-            services.keyring.enter(call.charge)
+            if call.turn is None:
+                services.admission.admit()
+                services.keyring.enter(call.charge)
             last = await self._run(call, headers, receive, reply)
             account(services, call, "ok", 200)
             if reply.started:
@@ -110,18 +127,39 @@ class Generations:
         check_type(headers)
         body = await read_body(headers, receive, deployment.configuration.server.max_body_bytes)
         request = await resumed(services, await parsed(call, body))
-        call.request = request = bounded(request, call.charge)
+        request = bounded(request, call.charge)
+        if call.turn is not None:
+            request = behind_others(request)
+        call.request = request
         wish = wish_of(headers.get(HEADER))
         facts = facts_of(request, deployment.rules.asked, headers, call.started_at)
         call.decision = services.router.decide(facts, deployment.rules, deployment.version)
+        provider = call.decision.plan.attempts[0].provider
+        if call.turn is not None:
+            await call.turn(provider)
+        elif provider == LOCAL:
+            with services.locally.counted():
+                return await self._execute(call, call.decision, request, wish, receive, reply)
+        return await self._execute(call, call.decision, request, wish, receive, reply)
+
+    async def _execute(
+        self,
+        call: Call,
+        decision: Decision,
+        request: AnyRequest,
+        wish: Wish,
+        receive: Receive,
+        reply: Reply,
+    ) -> bytes:
+        services, facts = self._services, decision.facts
         await services.keyring.reserve(
             call.charge,
             request.model,
-            call.decision.plan.attempts[0].model,
+            decision.plan.attempts[0].model,
             facts.prompt_tokens + (facts.max_tokens or 0),
-            most_of(call.decision.plan),
+            most_of(decision.plan),
         )
-        events = self._lookup.find(call, request, call.decision, wish)
+        events = self._lookup.find(call, request, decision, wish)
         try:
             with client_present(receive):
                 if not isinstance(request, GenerationRequest) or not request.stream:
@@ -147,6 +185,14 @@ def bounded(request: AnyRequest, charge: Charge) -> AnyRequest:
     ):
         return structs.replace(request, max_tokens=UNSAID)
     return request
+
+
+def behind_others(request: AnyRequest) -> AnyRequest:
+    """`request`, of the least priority that there is."""
+    if not isinstance(request, GenerationRequest):
+        return request
+    objectives = structs.replace(request.objectives, priority=-MAX_PRIORITY)
+    return structs.replace(request, objectives=objectives)
 
 
 def most_of(plan: Plan) -> float:
