@@ -57,39 +57,50 @@ def plan_rows(
 
     `before`: of sequences with a token that is coming, its sample in the step that runs.
     """
+    begins = np.array([span.begin for span in spans], np.int32)
     counts = np.array([span.rows for span in spans], np.int32)
     row_starts = np.zeros(len(spans) + 1, np.int32)
     np.cumsum(counts, out=row_starts[1:])
-    rows = int(row_starts[-1])
-    tokens, positions, slots = (np.empty(rows, np.int32) for _ in range(3))
-    carried = np.full(rows, -1, np.int32)
-    blocks = [span.sequence.table.blocks for span in spans]
-    tables = np.full((len(spans), max(map(len, blocks))), -1, np.int32)
-    for index, span in enumerate(spans):
-        sequence, (first, last) = span.sequence, row_starts[index : index + 2]
-        begin, end = span.begin, span.begin + span.rows
-        tables[index, : len(blocks[index])] = blocks[index]
-        places = np.arange(begin, end, dtype=np.int32)
-        known = [*sequence.tokens[begin : span.end], *span.drafts]
-        if len(known) < span.rows:
-            known.append(COMING)
-            carried[last - 1] = before[sequence]
-        tokens[first:last] = known
-        positions[first:last] = places
-        slots[first:last] = tables[index, places // block_size] * block_size + places % block_size
+    tokens: list[int] = []
+    carried: list[tuple[int, int]] = []  # row, sample of the step before
+    for span in spans:
+        tokens += span.sequence.tokens[span.begin : span.end]
+        if span.end > len(span.sequence.tokens):
+            carried.append((len(tokens), before[span.sequence]))
+            tokens.append(COMING)
+        tokens += span.drafts
+    owners = np.repeat(np.arange(len(spans), dtype=np.int32), counts)
+    positions = np.arange(len(tokens), dtype=np.int32) + (begins - row_starts[:-1])[owners]
+    tables = block_tables(spans)
+    places = tables[owners, positions // block_size] * block_size
     return Batch(
-        tokens=tokens,
+        tokens=np.array(tokens, np.int32),
         positions=positions,
-        slots=slots,
+        slots=places + positions % block_size,
         row_starts=row_starts,
-        context_lengths=np.array([span.begin for span in spans], np.int32) + counts,
+        context_lengths=begins + counts,
         block_tables=tables,
         sampled_rows=sampled_rows(spans),
         sampling=sampling,
         given=np.array([span.sequence.prompt_tokens for span in spans], np.int32),
         adapters=adapters(spans),
-        carried=carried if before else None,
+        carried=scattered(carried, len(tokens)) if carried else None,
     )
+
+
+def block_tables(spans: Several[Span]) -> Int32:
+    """The blocks of each sequence, then -1; [sequences, widest]."""
+    blocks = [span.table.blocks for span in spans]
+    widest = max(map(len, blocks))
+    return np.array([[*row, *(-1,) * (widest - len(row))] for row in blocks], np.int32)
+
+
+def scattered(values: Several[tuple[int, int]], size: int) -> Int32:
+    """Values at their places, -1 elsewhere; int32 [size]."""
+    found = np.full(size, -1, np.int32)
+    for place, value in values:
+        found[place] = value
+    return found
 
 
 def by_adapter(spans: list[Span]) -> list[Span]:
