@@ -12,6 +12,7 @@ import gc
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
@@ -20,6 +21,7 @@ from headrace.gateway import request_ids
 from headrace.gateway.accounting import account
 from headrace.gateway.admission import check_type, read_body
 from headrace.gateway.call import Call
+from headrace.gateway.connection import Connection, connection_of
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
 from headrace.gateway.door import HOLDER
@@ -41,6 +43,15 @@ LARGE_BODIES = ThreadPoolExecutor(1, "large-bodies")
 CLIENT_CLOSED = 499  # what the record says where no status was sent
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request as it comes in."""
+
+    headers: Mapping[str, str]
+    receive: Receive
+    connection: Connection
 
 
 class Generations:
@@ -70,17 +81,17 @@ class Generations:
             deployment=services.now,
         )
         with services.admission.counted(), call.deployment.calls.counted():
-            await self._answer(call, headers, receive, Reply(send, FORMATS[self._endpoint]))
+            connection = connection_of(scope)
+            reply = Reply(send, FORMATS[self._endpoint], lambda: connection.full)
+            await self._answer(call, Asked(headers, receive, connection), reply)
 
-    async def _answer(
-        self, call: Call, headers: Mapping[str, str], receive: Receive, reply: Reply
-    ) -> None:
+    async def _answer(self, call: Call, asked: Asked, reply: Reply) -> None:
         services = self._services
         error: HeadraceError
         try:
             services.admission.admit()
             services.keyring.enter(call.charge)
-            last = await self._run(call, headers, receive, reply)
+            last = await self._run(call, asked, reply)
             account(services, call, "ok", 200)
             if reply.started:
                 await reply.end(last)
@@ -102,13 +113,13 @@ class Generations:
             account(services, call, "error", status, error)
             await reply.fail(decision_headers(call), error, call.id)
 
-    async def _run(
-        self, call: Call, headers: Mapping[str, str], receive: Receive, reply: Reply
-    ) -> bytes:
+    async def _run(self, call: Call, asked: Asked, reply: Reply) -> bytes:
         """All stages up to the last bytes of the answer, which are left to send."""
         services, deployment = self._services, call.deployment
+        headers, connection = asked.headers, asked.connection
         check_type(headers)
-        body = await read_body(headers, receive, deployment.configuration.server.max_body_bytes)
+        limit = deployment.configuration.server.max_body_bytes
+        body = await read_body(headers, asked.receive, limit, arrived=connection.arrived)
         request = await resumed(services, await parsed(call, body))
         call.request = request = bounded(request, call.charge)
         wish = wish_of(headers.get(HEADER))
@@ -123,7 +134,7 @@ class Generations:
         )
         events = self._lookup.find(call, request, call.decision, wish)
         try:
-            with client_present(receive):
+            with client_present(connection):
                 if not isinstance(request, GenerationRequest) or not request.stream:
                     last = await collect(services, call, events, reply.form, request)
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.types import Send
@@ -24,11 +25,14 @@ Headers = list[tuple[bytes, bytes]]
 
 class Reply:
     """One response in the caller's format: whole, or a stream whose headers go out with its first
-    bytes."""
+    bytes. `full` says whether the connection has no room."""
 
-    def __init__(self, send: Send, form: Format, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, send: Send, form: Format, full: Callable[[], bool], patience: float = PATIENCE
+    ) -> None:
         self.form = form
         self._send = send
+        self._full = full
         self._encoder: StreamEncoder | None = None
         self._patience = patience
         self.started = False
@@ -60,9 +64,13 @@ class Reply:
         Raises ClientGone where it has none for too long: nobody reads.
         """
         self.writes += 1
+        message = {"type": "http.response.body", "body": frames, "more_body": True}
+        if not self._full():
+            await self._send(message)
+            return
         try:
             async with asyncio.timeout(self._patience):
-                await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+                await self._send(message)
         except TimeoutError:
             raise ClientGone from None
 

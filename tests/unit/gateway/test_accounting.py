@@ -45,4 +45,4 @@ async def test_a_client_whose_connection_stays_full_is_gone() -> None:
         await asyncio.Event().wait()
 
     with pytest.raises(ClientGone):
-        await Reply(never_room, FORMATS["chat"], patience=0.01).write(b"data: x\n\n")
+        await Reply(never_room, FORMATS["chat"], lambda: True, patience=0.01).write(b"data: x\n\n")
