@@ -70,7 +70,7 @@ async def read_body(
     """
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     if arrived:
         return await _whole(receive, limit)
     try:
@@ -90,11 +90,12 @@ async def _whole(receive: Receive, limit: int) -> bytes:
         piece = message.get("body", b"")
         size += len(piece)
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         pieces.append(piece)
         if not message.get("more_body", False):
             return b"".join(pieces)
 
 
-def _too_large(limit: int) -> BodyTooLarge:
+def too_large(limit: int) -> BodyTooLarge:
+    """What is said of a body of over `limit` bytes."""
     return BodyTooLarge(f"The body is over the limit of {limit} bytes.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,15 +18,33 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_TIMEOUT = 15.0  # seconds
 MAX_HEAD_BYTES = 1024 * 1024
 
-_CONNECTION = "headrace.connection"  # in the scope of a request
+CLIENT = "headrace.client"  # in the scope of a request
+
+
+class Client(Protocol):
+    """Who sent a request and reads its answer. `arrived`: the request is here whole. `on_loss` is
+    called when the client hangs up; one call is answered at a time."""
+
+    arrived: bool
+    on_loss: Callable[[], None] | None
+
+    @property
+    def full(self) -> bool:
+        """Whether the client leaves what was sent unread, so that the next write will wait."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client is gone."""
+        ...
+
+    def hold(self) -> None:
+        """Let the next write wait for the one after it, so that both go out in one system call."""
+        ...
 
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's HTTP protocol with bounds on request heads.
-
-    `arrived` says that the last request is here whole. `on_loss` is called when the client hangs
-    up: one call is answered at a time.
-    """
+    """Uvicorn's HTTP protocol with bounds on request heads: the `Client` at the other end."""
 
     arrived = False
     on_loss: Callable[[], None] | None = None
@@ -38,6 +57,10 @@ class Connection(HttpToolsProtocol):
         """Whether the client leaves what was sent unread, so that the next write will wait."""
         return bool(self.flow.write_paused)
 
+    def hold(self) -> None:
+        """Let the next write wait for the one after it, so that both go out in one system call."""
+        self._corked.holding = True
+
     @property
     def lost(self) -> bool:
         """Whether the client is gone."""
@@ -46,6 +69,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request's head."""
         super().connection_made(transport)
+        self._corked = _Corked(transport)
+        self.transport = cast(asyncio.Transport, self._corked)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -61,7 +86,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins: wait for the rest of its head, where it does not come at once."""
         super().on_message_begin()
-        self.scope[_CONNECTION] = self  # type: ignore[literal-required]
+        self.scope[CLIENT] = self  # type: ignore[literal-required]
         self.arrived = False
         self._in_head, self._head_bytes = True, 0
 
@@ -97,7 +122,37 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
-def connection_of(scope: Scope) -> Connection:
-    """The connection that a request came by."""
-    connection: Connection = scope[_CONNECTION]
-    return connection
+class _Corked:
+    """A transport with a cork."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.holding = False
+        self._held = b""
+        self._transport = transport
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, or hold back."""
+        if self.holding:
+            self.holding = False
+            self._held += data
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what was held back, and close."""
+        self.holding = False
+        if self._held:
+            self.write(b"")
+        self._transport.close()
+
+
+def client_of(scope: Scope) -> Client:
+    """Who sent a request."""
+    client: Client = scope[CLIENT]
+    return client

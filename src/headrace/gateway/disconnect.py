@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from headrace.gateway.connection import Connection
+from headrace.gateway.connection import Client
 from headrace.protocol.generation import Event
 
 
@@ -26,13 +26,13 @@ class Events(Protocol):
 
 
 @contextmanager
-def client_present(connection: Connection) -> Iterator[None]:
+def client_present(client: Client) -> Iterator[None]:
     """Run the block while the client is there; when it hangs up the block is cancelled and
     ClientGone raised."""
     task = asyncio.current_task()
     if task is None:
         raise RuntimeError("client_present needs a task to cancel")
-    if connection.lost:
+    if client.lost:
         raise ClientGone
     gone = False
 
@@ -41,7 +41,7 @@ def client_present(connection: Connection) -> Iterator[None]:
         gone = True
         task.cancel()
 
-    connection.on_loss = leave
+    client.on_loss = leave
     try:
         yield
     except asyncio.CancelledError:
@@ -49,7 +49,7 @@ def client_present(connection: Connection) -> Iterator[None]:
             raise ClientGone from None
         raise
     finally:
-        connection.on_loss = None
+        client.on_loss = None
 
 
 async def close(events: Events) -> None:

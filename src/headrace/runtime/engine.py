@@ -56,7 +56,7 @@ from .speculation.speculator import Speculator
 log = logging.getLogger(__name__)
 
 
-KVChoice = Literal["auto", "f16", "int8"]
+KVChoice = Literal["auto", "f16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Engine:
         quantization, threads = options.quantization, options.threads
         checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         blocks = -(-options.kv_tokens // options.block_size)
-        dtype: KVType = "int8" if options.kv_dtype == "int8" else "f16"
+        dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)

@@ -17,7 +17,7 @@ from ..models.program import Program
 from ..weights.lowrank import LowRank
 from ..weights.tensor import Tensor
 
-KVType = Literal["f16", "int8"]
+KVType = Literal["f16", "int8", "fp8"]
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -29,6 +29,7 @@ class KVLayout:
 
     "f16": entries of 16 bits, or more where the backend has more. "int8": a key or value of one
     head is a float32 scale, its largest magnitude over 127, and an integer -127 to 127 a dimension.
+    "fp8": likewise, the scale being the largest magnitude over 448, and E4M3 (OCP FP8) a dimension.
     """
 
     blocks: int

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import singledispatchmethod
 from itertools import pairwise
 
+import ml_dtypes
 import numpy as np
 
 from ..models.architecture import Activation, Rope
@@ -30,7 +31,7 @@ from ..models.program import (
 from ..sampling import sample
 from ..weights.lowrank import LowRank
 from ..weights.tensor import Tensor
-from .base import Batch, Float32, Int32, KVLayout, Sampled
+from .base import Batch, Float32, Int32, KVLayout, KVType, Sampled
 
 SUPPORTS = EVERYTHING
 
@@ -152,8 +153,8 @@ class ReferenceBackend:
         qkv = self.buffers[op.qkv].reshape(-1, rotated_heads + op.kv_heads, op.head_size)
         rotate(qkv[:, :rotated_heads], batch.positions, op.rope)
         written = qkv[:, op.heads :]
-        if self.kv.dtype == "int8":
-            written = round_to_bytes(written)
+        if self.kv.dtype != "f16":
+            written = round_to_bytes(written, self.kv.dtype)
         self.keys[op.layer, batch.slots] = written[:, : op.kv_heads]
         self.values[op.layer, batch.slots] = written[:, op.kv_heads :]
 
@@ -262,11 +263,16 @@ def rotate(heads: Float32, positions: Int32, rope: Rope) -> None:
     first[...], second[...] = turned
 
 
-def round_to_bytes(heads: Float32) -> Float32:
+def round_to_bytes(heads: Float32, to: KVType) -> Float32:
     """What is left of [rows, heads, head_size] in 8 bits: see `base.KVLayout`."""
+    largest = np.float32(127 if to == "int8" else 448)
     top = np.abs(heads).max(axis=2, keepdims=True)
-    inverse = np.float32(127) / np.where(top > 1e-30, top, np.inf).astype(np.float32)
-    rounded: Float32 = np.rint(heads * inverse) * (top / np.float32(127))
+    scaled = heads * (largest / np.where(top > 1e-30, top, np.inf).astype(np.float32))
+    if to == "int8":
+        codes = np.rint(scaled)
+    else:
+        codes = np.clip(scaled, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    rounded: Float32 = codes * (top / largest)
     return rounded
 
 

@@ -142,10 +142,12 @@ def load(
 ) -> CPUBackend:
     """Compile `program` over `weights`; `threads` 0 takes all processors allowed.
 
-    Raises UnsupportedProgram, ValueError (shapes, formats, level, threads), MemoryError.
+    Raises UnsupportedProgram, ValueError (shapes, formats, KV, level, threads), MemoryError.
     """
     if lacking := demands(program) - SUPPORTS:
         raise UnsupportedProgram(f"backend cpu does not know {', '.join(sorted(lacking))}")
+    if kv.dtype == "fp8":
+        raise ValueError("backend cpu keeps KV as f16 or int8, not fp8")
     asked = options_from(os.environ) if options is None else options
     count = threads or usable_processors()
     model = Model(program, kv, asked.level, asked.precise, count)

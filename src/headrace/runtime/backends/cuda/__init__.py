@@ -18,9 +18,12 @@ from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
-from .compiler import Model, compile_op, fused, power, query_block
+from .attention import query_block
+from .cache import Cache, new_cache
+from .compiler import compile_op, fused
 from .graphs import Graphs, bucket
 from .inputs import Arena, Step, View, upload_step
+from .model import Model, power
 from .sampling import sample
 
 SUPPORTS = EVERYTHING
@@ -48,7 +51,6 @@ class CUDABackend:
     """One loaded model on one GPU."""
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, on: Device):
-        shape = (program.layers, kv.blocks * kv.block_size, program.kv_heads, program.head_size)
         self.kv = kv
         self.model = Model(
             program,
@@ -58,8 +60,7 @@ class CUDABackend:
             on.dtype,
             on.processors,
             Adapters(program, weights),
-            keys=torch.zeros(shape, dtype=on.dtype, device=on.device),
-            values=torch.zeros(shape, dtype=on.dtype, device=on.device),
+            new_cache(program, kv, on.dtype, on.device),
         )
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
@@ -143,7 +144,9 @@ class CUDABackend:
             f"linear {weight.origin}": f"{where} {weight.kind}"
             for weight in self.model.uploaded.values()
         }
-        return {**found, "attention": f"{where} {self.model.dtype}".replace("torch.", "")}
+        form = self.model.cache.form
+        kept = str(self.model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
+        return {**found, "attention": f"{where} {kept}"}
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
         """Take an adapter in, between two steps. Raises ValueError, MemoryError."""
@@ -160,7 +163,7 @@ class CUDABackend:
         self.graphs.launches = ()
         self.model.uploaded.clear()
         self.model.buffers.clear()
-        self.model.keys = self.model.values = torch.zeros(0)
+        self.model.cache = Cache("float", torch.zeros(0), torch.zeros(0))
 
 
 def load(
@@ -168,10 +171,8 @@ def load(
 ) -> CUDABackend:
     """Compile `program` over `weights` for the first GPU. `threads` says nothing here.
 
-    Raises ValueError (a KV cache of 8 bits), MemoryError.
+    Raises MemoryError.
     """
-    if kv.dtype != "f16":
-        raise ValueError("backend cuda keeps KV in 16 bits; choose auto or f16")
     try:
         return CUDABackend(program, weights, kv, found_device())
     except torch.OutOfMemoryError as error:
