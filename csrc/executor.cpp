@@ -61,7 +61,7 @@ void Model::prepare(const Batch& batch, bool draws) {
   const std::size_t choices = draws ? product(members, shape_.vocabulary) : 0;
   step_.candidates.grow(product(choices, sizeof(Candidate)));
   step_.edited.grow(product(choices, sizeof(float)));
-  if (!batch.open) prepare_choice(batch);
+  if (draws && !batch.open) prepare_choice(batch);
   plan_rows(batch);
   plan_attention(batch);
   plan_adapters(batch);

@@ -319,8 +319,8 @@ class Bound {
       read(batch, "adapters", &batch_.adapters);
     }
     const nb::object sampling = nb::getattr(batch, "sampling");
-    batch_.open = sampling.is_none();
-    if (!batch_.open) read_sampling(sampling, running.shape().vocabulary, &batch_.sampling);
+    batch_.open = draws && sampling.is_none();
+    if (!sampling.is_none()) read_sampling(sampling, running.shape().vocabulary, &batch_.sampling);
     nb::gil_scoped_release release;
     running.launch(batch_, draws);
   }

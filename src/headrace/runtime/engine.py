@@ -327,7 +327,7 @@ class Engine:
             following.undo()
         flight.undo()
         outputs = []
-        for span in [span for span in flight.spans if span.wanted]:
+        for span in [span for span in flight.spans if span.holds]:
             alone = launched(self.backend, [replace(span, drafts=())])
             try:
                 sampled = alone.pending.wait()
@@ -350,7 +350,7 @@ class Engine:
     def foresee(self, flight: Flight) -> None:
         """See whether drafts would have paid in a step that began without."""
         if self.speculator is not None and flight.plain and not self.scheduler.waiting:
-            running = [span.sequence for span in flight.spans if span.wanted]
+            running = [span.sequence for span in flight.spans if not span.sequence.over]
             self.speculator.drafts(running, self.limits.batch_tokens - len(running))
 
     def take(self, flight: Flight, sampled: Sampled) -> list[Taken]:

@@ -38,7 +38,7 @@ class Flight:
     @property
     def wanted(self) -> bool:
         """Whether anybody waits for what it computes."""
-        return any(span.wanted for span in self.spans)
+        return not all(span.sequence.over for span in self.spans)
 
     @property
     def plain(self) -> bool:

@@ -87,6 +87,15 @@ def append(sequence: Sequence, token: int) -> FinishReason | None:
 
 
 def tell(taken: Taken, sampled: Sampled, vocabulary: Vocabulary) -> News:
+    """Read what was taken; where that fails, its sequence ends alone."""
+    try:
+        return news(taken, sampled, vocabulary)
+    except Exception:
+        log.exception("the answer of request %s could not be read", taken.sequence.id)
+        return News(Said(), (), "error")
+
+
+def news(taken: Taken, sampled: Sampled, vocabulary: Vocabulary) -> News:
     """Read what was taken. What comes after a stop string is taken back."""
     sequence, tokens = taken.sequence, taken.tokens
     before = sequence.generated - len(tokens)

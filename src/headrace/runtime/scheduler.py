@@ -91,8 +91,8 @@ class Span:
         return self.count == 1 and self.samples and self.begin >= self.sequence.prompt_tokens
 
     @property
-    def wanted(self) -> bool:
-        """Whether its sequence still waits for what it computes."""
+    def holds(self) -> bool:
+        """Whether its sequence still has the blocks that it had."""
         return not self.sequence.over and self.table is self.sequence.table
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from headrace.runtime.backends.base import Batch
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.request import Grammar, Output, Request, SamplingParameters, TokenLogprob
 from headrace.runtime.scheduler import Limits
@@ -144,3 +146,79 @@ def test_drafts_are_the_same_with_steps_in_flight(
         engine.backend = Fronted(engine.backend, seconds=lambda rows: 1.0)
         assert same(played(engine), expected)
         assert engine.counters().accepted > 0
+
+
+def poisoned(batch: Batch) -> None:
+    """A fault that one request's tokens bring about; 7 is nobody's but its."""
+    if 7 in batch.tokens:
+        raise MemoryError("no memory")
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("ahead", [NEVER, ALWAYS])
+def test_a_step_that_fails_ends_its_request_alone_whatever_was_planned_after_it(
+    model: Path, adapter: Path, expected: dict[str, Heard], ahead: float, later: bool
+) -> None:
+    limits = Limits(24, 14, ahead=ahead)
+    with loaded(model, adapter, limits=limits, speculation=False) as engine:
+        engine.backend = Fronted(
+            engine.backend, seconds=lambda rows: 1.0, fault=poisoned, later=later
+        )
+        poison = Request("poison", [65, 66], replace(BASE, logit_bias=((7, 100.0),)))
+        heard = played(engine, [*REQUESTS, poison])
+        ended = heard.pop("poison").end
+        assert ended is not None
+        assert ended[0] == "error"
+        assert same(heard, expected)
+
+
+@pytest.mark.parametrize("ahead", [NEVER, ALWAYS])
+def test_a_request_that_is_cancelled_while_its_step_runs_is_gone_at_once(
+    model: Path, ahead: float
+) -> None:
+    with loaded(model, limits=Limits(24, 6, ahead=ahead), speculation=False) as engine:
+        alone = engine.generate("Stays", GREEDY).tokens
+        engine.submit(Request("gone", "Gone", GREEDY))
+        engine.submit(Request("stays", "Stays", GREEDY))
+        tokens = [token for _ in range(3) for one in engine.step() for token in one.tokens]
+        assert engine.cancel("gone")
+        engine.submit(Request("gone", "Stays", GREEDY))  # the name is free, and so are the blocks
+        heard = {"gone": Heard(), "stays": Heard()}
+        while not engine.idle:
+            for output in engine.step():
+                heard[output.id].hear(output)
+        assert tuple(heard["gone"].tokens) == alone
+        assert tuple(heard["stays"].tokens) == alone[-len(heard["stays"].tokens) :]
+        assert tokens
+        assert engine.counters().kv_blocks_used == 0
+
+
+@pytest.mark.parametrize("ahead", [NEVER, ALWAYS])
+def test_an_engine_closes_with_a_step_under_way(model: Path, ahead: float) -> None:
+    engine = loaded(model, limits=Limits(24, 6, ahead=ahead), speculation=False)
+    engine.submit(Request("open", "Held", BASE, grammar=Grammar("regex", "[a-c]{60}")))
+    for _ in range(4):
+        engine.step()
+    assert engine.flight is not None
+    engine.close()
+
+
+def test_a_request_that_comes_while_a_step_runs_is_in_the_next_one(model: Path) -> None:
+    with loaded(model, limits=Limits(24, 6, ahead=NEVER), speculation=False) as engine:
+        engine.submit(Request("first", "First", GREEDY))
+        engine.step()  # and one more runs
+        engine.submit(Request("second", "Second", GREEDY))
+        came = [{one.id for one in engine.step()} for _ in range(2)]
+        assert came == [{"first"}, {"first", "second"}]
+
+
+def test_an_engine_whose_last_request_ended_uses_no_processor_time(model: Path) -> None:
+    """Though a row of it may have been in a step that began before that was seen."""
+    with loaded(model, limits=Limits(24, 6, ahead=ALWAYS), speculation=False) as engine:
+        text = engine.generate("First", GREEDY).text
+        ended = engine.generate("First", replace(GREEDY, stop=(text[5:7],)))
+        assert ended.finish.reason == "stop"
+        assert engine.flight is None
+        before = time.process_time()
+        time.sleep(0.3)
+        assert time.process_time() - before < 0.05
