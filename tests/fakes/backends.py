@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.runtime.backends.base import Backend, Batch, Pending, Sampled, SamplingRows
+from headrace.runtime.engine import Engine
 
 
 @dataclass
@@ -22,7 +23,8 @@ class Clock:
 class Fronted:
     """`inner` with steps of `seconds(rows)`; `fault(batch)` may raise for a step.
 
-    It is raised when the step is launched, or where `later` only when it is waited for.
+    It is raised when the step is launched, or where `later` only when it is waited for. `queues`:
+    as of a backend whose steps follow one another by themselves.
     """
 
     def __init__(
@@ -33,22 +35,24 @@ class Fronted:
         fault: Callable[[Batch], None] = lambda batch: None,
         *,
         later: bool = False,
+        queues: bool = False,
     ) -> None:
         self.inner = inner
         self.clock = clock or Clock()
         self.seconds = seconds
         self.fault = fault
         self.later = later
+        self.queues = queues
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def launch(self, batch: Batch, after: Pending | None = None) -> Pending:
-        before = after.inner if isinstance(after, Step) else after
-        whole = batch if before is None else batch.filled(before.wait())
+        whole = batch if after is None else batch.filled(after.wait())
         if not self.later:
             self.fault(whole)
-        return Step(self, self.inner.launch(whole), whole)
+        before = after.inner if isinstance(after, Step) else after
+        return Step(self, self.inner.launch(batch, before), whole)
 
     def run(self, batch: Batch) -> Sampled:
         return self.launch(batch).wait()
@@ -74,3 +78,8 @@ class Step:
             self.front.clock.now += seconds
         self.over = True
         return replace(self.inner.wait(), seconds=seconds)
+
+
+def front(engine: Engine, **options: Any) -> None:
+    """Put a `Fronted` in front of an engine's backend."""
+    engine.loop.backend = Fronted(engine.loop.backend, **options)

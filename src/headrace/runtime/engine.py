@@ -15,25 +15,24 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from .adapters import Adapters
 from .admission import admit, encode
-from .backends.base import Backend, KVLayout, KVType, Sampled
+from .backends.base import Backend, KVLayout, KVType
 from .backends.choice import AUTO, choose
-from .flight import Flight, launched
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout, layout
+from .loop import Loop
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .models.rounding import Quantization
 from .pace import Pace
-from .plan import by_adapter
-from .postprocess import Taken, score, take, tell
+from .postprocess import Taken, tell
 from .request import (
     DEFAULT_SAMPLING,
     Counters,
@@ -49,7 +48,7 @@ from .request import (
     ToolCall,
     Tools,
 )
-from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
+from .scheduler import DEFAULT_LIMITS, Limits, Scheduler
 from .sequence import Sequence
 from .speculation.model import DraftModel, load_draft_model
 from .speculation.speculator import Speculator
@@ -110,16 +109,21 @@ class Engine:
         self.pool = BlockPool(
             backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
         )
-        self.pace = Pace()
-        self.scheduler = Scheduler(self.pool, self.limits, self.pace)
-        self.speculator = Speculator(self.pace, draft) if options.speculation else None
+        pace = Pace()
+        self.scheduler = Scheduler(self.pool, self.limits, pace)
+        self.speculator = Speculator(pace, draft) if options.speculation else None
+        self.loop = Loop(
+            backend,
+            self.scheduler,
+            self.speculator,
+            checkpoint.vocabulary,
+            overlap=options.overlap,
+            clock=clock,
+        )
         size = checkpoint.architecture.vocabulary
         self.grammars = Grammars(checkpoint.vocabulary, size, options.threads)
         self.adapters = Adapters.of(checkpoint, backend)
         self.sequences: dict[str, Sequence] = {}
-        self.overlap = options.overlap
-        self.flight: Flight | None = None  # the step that runs between two calls of `step`
-        self.steps = self.prompt_tokens = self.cached_tokens = 0
         self.generated_tokens = self.cancelled = 0
 
     @classmethod
@@ -249,146 +253,25 @@ class Engine:
         """Whether `step` would have nothing to do."""
         return not self.sequences
 
-    def step(self) -> list[Output]:
+    def step(self, listen: Callable[[], None] = lambda: None) -> list[Output]:
         """See a step's end, and begin the next: news of every sequence that got a token or ended.
 
-        The next step depends on tokens alone: it begins before anybody has read them, and runs
-        while their text is told, sent, and answered with new requests. Where steps are short it is
-        planned before the tokens are there (`ahead`).
+        The next step runs while this returns. `listen` is called just before what it computes is
+        settled: there requests may be submitted and cancelled that came in the meantime.
         """
-        outputs = self.end_late()
-        flight, self.flight = self.flight or self.launch(), None
-        if flight is None:
-            return outputs
-        following = self.launch(flight) if self.ahead(flight) else None
-        try:
-            sampled = flight.pending.wait()
-        except Exception:
-            log.exception("a step of %d sequences failed", len(flight.spans))
-            return outputs + self.isolate(flight, following)
-        taken = self.take(flight, sampled)
-        if following is None and self.overlap:
-            following = self.launch()
-        elif following is not None:
-            following.choose()
-            self.foresee(following)
-        outputs += [self.tell(one, sampled) for one in taken]
-        self.flight = following if following is not None and following.wanted else None
-        return outputs
-
-    def end_late(self) -> list[Output]:
-        """End those that can no longer have their first token in time."""
         late = self.scheduler.late(self.clock())
-        return [Output(one.id, "", finish=self.end(one, "late")) for one in late]
+        outputs = [Output(one.id, "", finish=self.end(one, "late")) for one in late]
+        taken = self.loop.turn(listen)
+        return outputs + [self.tell(one) for one in taken if self.knows(one.sequence)]
 
-    def ahead(self, flight: Flight) -> bool:
-        """Whether the step after one that runs is planned before the tokens of that one are known.
+    def knows(self, sequence: Sequence) -> bool:
+        """Whether anybody waits for a sequence."""
+        return self.sequences.get(sequence.id) is sequence
 
-        That is for steps so short that planning takes a good part of them: who arrives now waits
-        for two of them. A token that ends its sequence makes its row of the next step useless, and
-        drafts need the newest tokens.
-        """
-        decode = self.pace.decode
-        short = decode is not None and decode < self.limits.ahead
-        return (
-            self.overlap
-            and short
-            and flight.plain
-            and (self.speculator is None or self.speculator.calm)
-        )
-
-    def launch(self, before: Flight | None = None) -> Flight | None:
-        """Plan the next step and begin it; None where there is nothing to run.
-
-        `before` is the step that runs, where it does: all its tokens are coming.
-        """
-        now = self.clock()
-        spans = self.scheduler.schedule(now)
-        if not spans:
-            return None
-        for span in spans:
-            if span.sequence.started is None:
-                span.sequence.started = now
-                self.prompt_tokens += span.sequence.prompt_tokens
-                self.cached_tokens += span.sequence.cached
-        spans = by_adapter(self.speculate(spans) if before is None else spans)
-        flight = launched(self.backend, spans, before)
-        if before is None:
-            flight.exposed = self.clock() - now
-        return flight
-
-    def isolate(self, flight: Flight, following: Flight | None) -> list[Output]:
-        """Run the sequences of a failed step one by one, so that only the one at fault ends.
-
-        What the step had written already is written again, into the same slots. A step that was
-        planned after it never was.
-        """
-        if following is not None:
-            following.undo()
-        flight.undo()
-        outputs = []
-        for span in [span for span in flight.spans if span.holds]:
-            alone = launched(self.backend, [replace(span, drafts=())])
-            try:
-                sampled = alone.pending.wait()
-            except Exception:
-                log.exception("a step of request %s failed", span.sequence.id)
-                ended = self.end(span.sequence, "error")
-                outputs.append(Output(span.sequence.id, "", finish=ended))
-            else:
-                outputs += [self.tell(one, sampled) for one in self.take(alone, sampled)]
-        return outputs
-
-    def speculate(self, spans: list[Span]) -> list[Span]:
-        """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""
-        if self.speculator is None or self.scheduler.waiting:
-            return spans
-        if not all(span.decodes for span in spans):
-            return spans
-        return self.speculator.extended(spans, self.limits.batch_tokens, self.pool)
-
-    def foresee(self, flight: Flight) -> None:
-        """See whether drafts would have paid in a step that began without."""
-        if self.speculator is not None and flight.plain and not self.scheduler.waiting:
-            running = [span.sequence for span in flight.spans if not span.sequence.over]
-            self.speculator.drafts(running, self.limits.batch_tokens - len(running))
-
-    def take(self, flight: Flight, sampled: Sampled) -> list[Taken]:
-        """Note what a step computed; hand its tokens to the sequences that sampled."""
-        found: list[Taken] = []
-        row, now = 0, self.clock()
-        for span in flight.spans:
-            sequence, first = span.sequence, row
-            row += len(span.scored) + span.chosen
-            if sequence.over:
-                continue
-            first = score(span, sampled, first, self.checkpoint.vocabulary)
-            if span.table is sequence.table:
-                self.pool.publish(span.table, sequence.tokens, span.end, sequence.salt)
-            if not span.samples:
-                continue
-            taken = take(span, sampled, first, now)
-            if self.speculator is not None:
-                self.speculator.judged(sequence, len(span.drafts), taken.tokens)
-            if taken.reason is not None:
-                sequence.over = True
-                self.scheduler.remove(sequence)
-            found.append(taken)
-        self.measured(flight, sampled.seconds, sum(len(one.tokens) for one in found))
-        return found
-
-    def measured(self, flight: Flight, seconds: float, tokens: int) -> None:
-        """Note what a step took."""
-        self.steps += 1
-        seconds += flight.exposed
-        self.pace.measured(flight.decoding, flight.prefilled, seconds)
-        if self.speculator is not None and not flight.prefilled:
-            self.speculator.measured(len(flight.spans), flight.rows, tokens, seconds)
-
-    def tell(self, taken: Taken, sampled: Sampled) -> Output:
+    def tell(self, taken: Taken) -> Output:
         """The output that says the news of a sequence; it is forgotten where it is over."""
         sequence = taken.sequence
-        news = tell(taken, sampled, self.checkpoint.vocabulary)
+        news = tell(taken, self.checkpoint.vocabulary)
         self.generated_tokens += len(news.tokens)
         return Output(
             id=sequence.id,
@@ -418,9 +301,9 @@ class Engine:
             kv_blocks_used=self.pool.used,
             kv_blocks_total=self.pool.blocks,
             kv_evictions=self.pool.evictions,
-            steps=self.steps,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
+            steps=self.loop.steps,
+            prompt_tokens=self.loop.prompt_tokens,
+            cached_tokens=self.loop.cached_tokens,
             generated_tokens=self.generated_tokens,
             cancelled=self.cancelled,
             preempted=self.scheduler.preempted,
@@ -432,9 +315,7 @@ class Engine:
 
     def close(self) -> None:
         """Release the backend, and that of a draft model."""
-        self.backend.close()
-        if self.speculator is not None:
-            self.speculator.close()
+        self.loop.close()
 
     def __enter__(self) -> Engine:
         return self

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
-from .backends.base import Backend, Pending, Sampled, SamplingRows
+from .backends.base import Backend, Batch, Pending, Sampled, SamplingRows
 from .plan import plan_rows, probes, sampling_rows
 from .scheduler import Span
 from .sequence import Sequence
@@ -46,8 +46,14 @@ class Flight:
         return all(span.decodes and not span.drafts for span in self.spans)
 
     def samples(self) -> Mapping[Sequence, int]:
-        """Where the one token that each sequence gets is, in a plain step's samples."""
-        return {span.sequence: place for place, span in enumerate(self.spans)}
+        """Where the tokens that are coming are among the step's samples; there are no drafts."""
+        found, place = {}, 0
+        for span in self.spans:
+            place += len(span.scored)
+            if span.samples:
+                found[span.sequence] = place
+            place += span.chosen
+        return found
 
     def choose(self) -> None:
         """Say how it chooses; all tokens before those are known."""
@@ -70,24 +76,25 @@ class Flight:
                 span.sequence.computed = span.begin
 
 
-def launched(backend: Backend, spans: Several[Span], before: Flight | None = None) -> Flight:
-    """Plan a step and let the backend begin it, after the one before if that still runs.
+def launched(
+    backend: Backend,
+    spans: Several[Span],
+    batch: Batch | None = None,
+    after: Pending | None = None,
+) -> Flight:
+    """Let the backend begin a step; it is yet to be told how it chooses.
 
-    Then it is yet to be told how it chooses: it depends on what comes before.
+    `batch` is its plan, made before the tokens of the step `after` which it comes were known; None:
+    all tokens are.
     """
-    size = backend.kv.block_size
     pending: Pending
     try:
-        if before is None:
-            pending = backend.launch(plan_rows(spans, size))
-        else:
-            pending = backend.launch(plan_rows(spans, size, before.samples()), before.pending)
+        whole = plan_rows(spans, backend.kv.block_size) if batch is None else batch
+        pending = backend.launch(whole, after)
     except Exception as error:
         pending = Failed(error)
     flight = Flight(spans, pending)
     flight.begin()
-    if before is None:
-        flight.choose()
     return flight
 
 

@@ -24,14 +24,15 @@ log = logging.getLogger(__name__)
 class Taken:
     """The tokens that one step gave one sequence, and why the last is the last if that is certain.
 
-    `row` is the first one's in the step's samples; `first`: nothing came before it.
+    `row` is the first one's in what the step `sampled`; `first`: nothing came before it.
     """
 
     sequence: Sequence
-    row: int
-    tokens: tuple[int, ...]
     reason: FinishReason | None
-    first: bool
+    tokens: tuple[int, ...] = ()
+    sampled: Sampled | None = None
+    row: int = 0
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def take(span: Span, sampled: Sampled, row: int, now: float) -> Taken:
         if reason is not None or token != guess:
             break
         sequence.computed += 1  # the draft's KV is that of the token
-    return Taken(sequence, row, tuple(chosen[:taken]), reason, first)
+    return Taken(sequence, reason, tuple(chosen[:taken]), sampled, row, first)
 
 
 def append(sequence: Sequence, token: int) -> FinishReason | None:
@@ -86,10 +87,12 @@ def append(sequence: Sequence, token: int) -> FinishReason | None:
     return "length" if len(sequence.tokens) >= sequence.limit else None
 
 
-def tell(taken: Taken, sampled: Sampled, vocabulary: Vocabulary) -> News:
+def tell(taken: Taken, vocabulary: Vocabulary) -> News:
     """Read what was taken; where that fails, its sequence ends alone."""
+    if taken.sampled is None:
+        return News(Said(), (), taken.reason)
     try:
-        return news(taken, sampled, vocabulary)
+        return news(taken, taken.sampled, vocabulary)
     except Exception:
         log.exception("the answer of request %s could not be read", taken.sequence.id)
         return News(Said(), (), "error")

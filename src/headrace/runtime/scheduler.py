@@ -23,17 +23,14 @@ class Limits:
     """Bounds of the scheduler. `batch_tokens` is at least `sequences`: no decode ever waits.
 
     `step` is how many seconds a step may take while sequences decode: the chunk of a prompt that
-    is computed beside them is cut to it. It bounds their ITL. Where decode steps are shorter than
-    `ahead` seconds, the next is planned before the tokens of the one that runs are known.
-    `by_ratio` off prefills in order of arrival, so that the worth of the other order can be
-    measured.
+    is computed beside them is cut to it. It bounds their ITL. `by_ratio` off prefills in order of
+    arrival, so that the worth of the other order can be measured.
     """
 
     batch_tokens: int = 512
     sequences: int = 64
     waiting: int = 1024
     step: float = 0.1
-    ahead: float = 0.005
     by_ratio: bool = True
 
     def __post_init__(self) -> None:
@@ -106,16 +103,19 @@ class Scheduler:
         self.waiting: dict[Sequence, None] = {}
         self.running: dict[Sequence, None] = {}
         self.preempted = 0
+        self.changes = 0  # of who waits and who runs, but for what `schedule` does by itself
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its prompt fits the pool."""
         self.waiting[sequence] = None
+        self.changes += 1
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, wherever it is, and free its blocks."""
         self.running.pop(sequence, None)
         self.waiting.pop(sequence, None)
         self.pool.release(sequence.table)
+        self.changes += 1
 
     def late(self, now: float) -> list[Sequence]:
         """Those that wait and can no longer have their first token when they need it."""

@@ -22,7 +22,7 @@ from headrace.runtime.request import (
     TokenLogprob,
 )
 from headrace.runtime.scheduler import Limits
-from tests.fakes.backends import Fronted
+from tests.fakes.backends import front
 
 GREEDY = SamplingParameters(temperature=0, max_tokens=24, ignore_eos=True)
 PROMPTS = ("Once upon a time", "x", "A rather longer prompt, to be chunked. " * 3, "Tell me: ")
@@ -189,7 +189,7 @@ def test_a_step_that_fails_ends_only_the_request_that_caused_it(
         if 7 in batch.tokens:
             raise MemoryError(f"{len(batch.tokens)} rows")
 
-    engine.backend = Fronted(engine.backend, fault=poisoned, later=later)
+    front(engine, fault=poisoned, later=later)
     engine.submit(Request("one", "Hi", GREEDY))
     engine.step()
     engine.submit(Request("poison", [5, 6, 7, 8], GREEDY))

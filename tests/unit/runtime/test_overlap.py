@@ -14,12 +14,11 @@ from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.request import Grammar, Output, Request, SamplingParameters, TokenLogprob
 from headrace.runtime.scheduler import Limits
 from tests.fakes.adapter import write_adapter
-from tests.fakes.backends import Fronted
+from tests.fakes.backends import front
 from tests.fakes.model import write_tiny_gguf
 
 BASE = SamplingParameters(max_tokens=20, temperature=1.0, seed=1, ignore_eos=True)
 GREEDY = replace(BASE, temperature=0)
-NEVER, ALWAYS = 0.0, float("inf")  # seconds of a decode step up to which the next is planned ahead
 LATER = ("r2", "r5", "r9")  # these come while others run
 LEAVES = "r6"
 PROMPT = "A prompt that is long enough to be cut, and to share blocks. "
@@ -68,15 +67,18 @@ def played(engine: Engine, requests: list[Request] = REQUESTS) -> dict[str, Hear
         if request.id not in LATER:
             engine.submit(request)
     steps = 0
-    while not engine.idle:
-        for output in engine.step():
-            heard[output.id].hear(output)
-        steps += 1
+
+    def listen() -> None:
         for request in requests:
             if steps == 5 and request.id in LATER:
                 engine.submit(request)
         if len(heard[LEAVES].tokens) > 6:
             engine.cancel(LEAVES)
+
+    while not engine.idle:
+        for output in engine.step(listen):
+            heard[output.id].hear(output)
+        steps += 1
     counters = engine.counters()
     assert (counters.running, counters.waiting, counters.kv_blocks_used) == (0, 0, 0)
     return heard
@@ -101,11 +103,16 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("adapter"), seed=3)
 
 
-def loaded(model: Path, adapter: Path | None = None, **changes: object) -> Engine:
+def loaded(
+    model: Path, adapter: Path | None = None, *, queues: bool = False, **changes: object
+) -> Engine:
+    """An engine on the native backend. `queues`: one that begins steps before it need to."""
     options = {"backend": "cpu", "threads": 2, "kv_tokens": 1024, "block_size": 8}
     engine = Engine.load(model, EngineOptions(**{**options, **changes}))  # type: ignore[arg-type]
     if adapter is not None:
         engine.load_adapter("one", adapter)
+    if queues:
+        front(engine, queues=True)
     return engine
 
 
@@ -118,32 +125,37 @@ def expected(model: Path, adapter: Path) -> dict[str, Heard]:
 
 @pytest.mark.parametrize("speculation", [False, True])
 @pytest.mark.parametrize("kv_tokens", [1024, 192])
-@pytest.mark.parametrize(("overlap", "ahead"), [(False, NEVER), (True, NEVER), (True, ALWAYS)])
+@pytest.mark.parametrize(("overlap", "queues"), [(False, False), (True, False), (True, True)])
 def test_everybody_hears_what_a_simple_loop_would_have_said(
     model: Path,
     adapter: Path,
     expected: dict[str, Heard],
     overlap: bool,
-    ahead: float,
+    queues: bool,
     kv_tokens: int,
     speculation: bool,
 ) -> None:
-    limits = Limits(24, 6, ahead=ahead)
     with loaded(
-        model, adapter, overlap=overlap, limits=limits, kv_tokens=kv_tokens, speculation=speculation
+        model,
+        adapter,
+        queues=queues,
+        overlap=overlap,
+        limits=Limits(24, 6),
+        kv_tokens=kv_tokens,
+        speculation=speculation,
     ) as engine:
         assert same(played(engine), expected)
         if kv_tokens < 1024:
             assert engine.counters().preempted > 0
 
 
-@pytest.mark.parametrize("ahead", [NEVER, ALWAYS])
+@pytest.mark.parametrize("queues", [False, True])
 def test_drafts_are_the_same_with_steps_in_flight(
-    model: Path, adapter: Path, expected: dict[str, Heard], ahead: float
+    model: Path, adapter: Path, expected: dict[str, Heard], queues: bool
 ) -> None:
     """Where further rows cost nothing, so that there are many drafts."""
-    with loaded(model, adapter, limits=Limits(64, 16, ahead=ahead)) as engine:
-        engine.backend = Fronted(engine.backend, seconds=lambda rows: 1.0)
+    with loaded(model, adapter, limits=Limits(64, 16)) as engine:
+        front(engine, seconds=lambda rows: 1.0, queues=queues)
         assert same(played(engine), expected)
         assert engine.counters().accepted > 0
 
@@ -155,15 +167,13 @@ def poisoned(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize("ahead", [NEVER, ALWAYS])
+@pytest.mark.parametrize("queues", [False, True])
 def test_a_step_that_fails_ends_its_request_alone_whatever_was_planned_after_it(
-    model: Path, adapter: Path, expected: dict[str, Heard], ahead: float, later: bool
+    model: Path, adapter: Path, expected: dict[str, Heard], queues: bool, later: bool
 ) -> None:
-    limits = Limits(24, 14, ahead=ahead)
+    limits = Limits(24, 14)
     with loaded(model, adapter, limits=limits, speculation=False) as engine:
-        engine.backend = Fronted(
-            engine.backend, seconds=lambda rows: 1.0, fault=poisoned, later=later
-        )
+        front(engine, fault=poisoned, later=later, queues=queues)
         poison = Request("poison", [65, 66], replace(BASE, logit_bias=((7, 100.0),)))
         heard = played(engine, [*REQUESTS, poison])
         ended = heard.pop("poison").end
@@ -172,11 +182,11 @@ def test_a_step_that_fails_ends_its_request_alone_whatever_was_planned_after_it(
         assert same(heard, expected)
 
 
-@pytest.mark.parametrize("ahead", [NEVER, ALWAYS])
+@pytest.mark.parametrize("queues", [False, True])
 def test_a_request_that_is_cancelled_while_its_step_runs_is_gone_at_once(
-    model: Path, ahead: float
+    model: Path, queues: bool
 ) -> None:
-    with loaded(model, limits=Limits(24, 6, ahead=ahead), speculation=False) as engine:
+    with loaded(model, queues=queues, limits=Limits(24, 6), speculation=False) as engine:
         alone = engine.generate("Stays", GREEDY).tokens
         engine.submit(Request("gone", "Gone", GREEDY))
         engine.submit(Request("stays", "Stays", GREEDY))
@@ -193,32 +203,39 @@ def test_a_request_that_is_cancelled_while_its_step_runs_is_gone_at_once(
         assert engine.counters().kv_blocks_used == 0
 
 
-@pytest.mark.parametrize("ahead", [NEVER, ALWAYS])
-def test_an_engine_closes_with_a_step_under_way(model: Path, ahead: float) -> None:
-    engine = loaded(model, limits=Limits(24, 6, ahead=ahead), speculation=False)
+@pytest.mark.parametrize("queues", [False, True])
+def test_an_engine_closes_with_a_step_under_way(model: Path, queues: bool) -> None:
+    engine = loaded(model, queues=queues, limits=Limits(24, 6), speculation=False)
     engine.submit(Request("open", "Held", BASE, grammar=Grammar("regex", "[a-c]{60}")))
     for _ in range(4):
         engine.step()
-    assert engine.flight is not None
+    assert engine.loop.flight is not None
     engine.close()
 
 
-def test_a_request_that_comes_while_a_step_runs_is_in_the_next_one(model: Path) -> None:
-    with loaded(model, limits=Limits(24, 6, ahead=NEVER), speculation=False) as engine:
+@pytest.mark.parametrize("queues", [False, True])
+def test_a_request_that_comes_while_a_step_runs_is_in_the_next_that_can_take_it(
+    model: Path, queues: bool
+) -> None:
+    with loaded(model, queues=queues, limits=Limits(24, 6), speculation=False) as engine:
         engine.submit(Request("first", "First", GREEDY))
-        engine.step()  # and one more runs
-        engine.submit(Request("second", "Second", GREEDY))
-        came = [{one.id for one in engine.step()} for _ in range(2)]
-        assert came == [{"first"}, {"first", "second"}]
+        engine.step()
+        second = Request("second", "Second", GREEDY)
+        came = [{one.id for one in engine.step(lambda: engine.submit(second))}]
+        came += [{one.id for one in engine.step()} for _ in range(2)]
+        assert came == [{"first"}, {"first"} if queues else {"first", "second"}, *came[2:]]
+        assert came[2] == {"first", "second"}
 
 
-def test_an_engine_whose_last_request_ended_uses_no_processor_time(model: Path) -> None:
+@pytest.mark.parametrize("queues", [False, True])
+def test_an_engine_whose_last_request_ended_uses_no_processor_time(
+    model: Path, queues: bool
+) -> None:
     """Though a row of it may have been in a step that began before that was seen."""
-    with loaded(model, limits=Limits(24, 6, ahead=ALWAYS), speculation=False) as engine:
+    with loaded(model, queues=queues, limits=Limits(24, 6), speculation=False) as engine:
         text = engine.generate("First", GREEDY).text
         ended = engine.generate("First", replace(GREEDY, stop=(text[5:7],)))
         assert ended.finish.reason == "stop"
-        assert engine.flight is None
         before = time.process_time()
         time.sleep(0.3)
         assert time.process_time() - before < 0.05

@@ -148,6 +148,8 @@ class Backend(Protocol):
     """One loaded model on one device."""
 
     kv: KVLayout
+    # A step that is launched while another runs follows it by itself: nothing waits for the host.
+    queues: bool
 
     def launch(self, batch: Batch, after: Pending | None = None) -> Pending:
         """Begin to run the whole program over the batch, after all that was launched before.

@@ -70,6 +70,8 @@ class Step:
 class ReferenceBackend:
     """Runs a program op by op over float32 copies of the weights."""
 
+    queues = False
+
     def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout) -> None:
         self.program = program
         self.kv = kv

@@ -61,11 +61,13 @@ class Speculator:
         self.declined = 0  # steps since drafts were worth it
 
     def extended(self, spans: list[Span], rows: int, pool: BlockPool) -> list[Span]:
-        """Spans of pure decoding with the drafts that pay, in `rows` rows at most.
+        """Spans of pure decoding with the drafts that pay, in `rows` rows at most; or as they are.
 
         Blocks for them are taken, as far as there are any.
         """
         drafts = self.drafts([span.sequence for span in spans], rows - len(spans))
+        if not drafts:
+            return spans
         return [
             replace(span, drafts=draft)
             if (draft := drafts.get(span.sequence))

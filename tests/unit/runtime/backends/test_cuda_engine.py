@@ -8,13 +8,12 @@ import pytest
 
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.request import Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 from tests.fakes.model import write_tiny_gguf
 
 
-@pytest.mark.parametrize(("format", "ahead"), [("F32", float("inf")), ("Q4_1", 0.0)])
+@pytest.mark.parametrize(("format", "speculation"), [("F32", False), ("Q4_1", True)])
 def test_requests_together_get_the_reference_s_tokens(
-    tmp_path: Path, format: str, ahead: float
+    tmp_path: Path, format: str, speculation: bool
 ) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", format=format)
     asked = [
@@ -25,9 +24,7 @@ def test_requests_together_get_the_reference_s_tokens(
 
     def tokens(backend: str) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {request.id: [] for request in asked}
-        options = EngineOptions(
-            backend=backend, kv_tokens=256, speculation=False, limits=Limits(ahead=ahead)
-        )
+        options = EngineOptions(backend=backend, kv_tokens=256, speculation=speculation)
         with Engine.load(path, options) as engine:
             for request in asked:
                 engine.submit(request)

@@ -99,6 +99,8 @@ class Step:
 class CPUBackend:
     """One loaded model on the CPU. A second thread that calls waits for the first."""
 
+    queues = False
+
     def __init__(self, model: Model, weights: Mapping[str, int], kv: KVLayout) -> None:
         self.model = model
         self.weights = weights  # indices by name

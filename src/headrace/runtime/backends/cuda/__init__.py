@@ -50,6 +50,8 @@ def found_device() -> Device:
 class CUDABackend:
     """One loaded model on one GPU."""
 
+    queues = True
+
     def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, on: Device):
         self.kv = kv
         self.model = Model(
