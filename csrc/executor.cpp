@@ -10,7 +10,6 @@ namespace headrace {
 namespace {
 
 constexpr std::size_t kChunkColumns = 512;  // of a row, where a row is shared out
-constexpr std::uint32_t kPortions = 8;      // that a member takes its share of tasks in
 constexpr std::size_t kEnoughTasks = 4;     // of attention, a member: more need no splitting
 
 std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
@@ -143,16 +142,16 @@ void Model::execute(std::size_t index, int member) {
   // A member's own share first: its tasks lie beside each other, and what it reads of one leads to the next.
   for (std::uint32_t i = 0; i < members; ++i) {
     const std::uint32_t whose = (static_cast<std::uint32_t>(member) + i) % members;
-    const std::uint32_t begin = whose * count / members, size = (whose + 1) * count / members - begin;
-    // Several portions, so that one that is held up keeps little from the others.
-    const std::uint32_t portion = std::max(1u, size / kPortions);
+    const auto bound = [&](std::uint64_t share) { return static_cast<std::uint32_t>(share * count / members); };
+    const std::uint32_t begin = bound(whose), size = bound(whose + 1) - begin;
     std::atomic<std::uint32_t>& taken = progress.shares[whose].taken;
-    while (taken.load(std::memory_order_relaxed) < size) {
-      const std::uint32_t first = taken.fetch_add(portion, std::memory_order_relaxed);
-      if (first >= size) break;
-      const std::uint32_t last = std::min(first + portion, size);
+    for (std::uint32_t first = taken.load(std::memory_order_relaxed); first < size;) {
+      // Half of what is left: long runs at first, and little to wait for at the end.
+      const std::uint32_t last = first + (size - first + 1) / 2;
+      if (!taken.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
       std::visit([&](const auto& record) { execute(record, begin + first, begin + last, member); }, op);
       add_and_wake(progress.done, last - first, count);
+      first = taken.load(std::memory_order_relaxed);
     }
   }
   await(progress.done, count);
