@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -190,6 +191,15 @@ struct alignas(64) Progress {
   std::deque<Share> shares;  // of each member: neighbouring tasks, that others take where it is late
 };
 
+// What a step gives.
+struct Chosen {
+  std::vector<std::int32_t> tokens;         // [samples]
+  std::vector<float> logprobs;              // [samples]
+  std::vector<std::int32_t> ranked_tokens;  // [samples, ranked]
+  std::vector<float> ranked_logprobs;       // [samples, ranked]
+  double seconds = 0;                       // that it took
+};
+
 // What one step reads and writes besides buffers.
 struct Step {
   const Batch* batch;
@@ -199,11 +209,11 @@ struct Step {
   std::vector<AdaptedRows> adapted;
   SplitAttention split;
   Region candidates, edited;                // one vocabulary a thread
-  std::vector<std::int32_t> tokens;         // out, [samples]
-  std::vector<float> logprobs;              // out, [samples]
-  std::vector<std::int32_t> ranked_tokens;  // out, [samples, ranked]
-  std::vector<float> ranked_logprobs;       // out, [samples, ranked]
+  Chosen chosen;                            // out
   bool draws;                               // false: stop at the logits
+  std::atomic<std::uint32_t> settled{0};    // 1: how tokens are chosen is known
+  std::chrono::steady_clock::time_point began;
+  std::atomic<std::int64_t> took{0};        // nanoseconds; 0: it is not over
 };
 
 }  // namespace headrace

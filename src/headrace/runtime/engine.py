@@ -24,6 +24,7 @@ from .adapters import Adapters
 from .admission import admit, encode
 from .backends.base import Backend, KVLayout, KVType, Sampled
 from .backends.choice import AUTO, choose
+from .flight import Flight, launched
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout, layout
@@ -31,8 +32,8 @@ from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .models.rounding import Quantization
 from .pace import Pace
-from .plan import by_adapter, plan_batch
-from .postprocess import News, extend, score
+from .plan import by_adapter
+from .postprocess import Taken, score, take, tell
 from .request import (
     DEFAULT_SAMPLING,
     Counters,
@@ -56,7 +57,7 @@ from .speculation.speculator import Speculator
 log = logging.getLogger(__name__)
 
 
-KVChoice = Literal["auto", "f16", "int8"]
+KVChoice = Literal["auto", "f16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class EngineOptions:
     block_size: int = 32
     share_prefixes: bool = True
     speculation: bool = True
+    overlap: bool = True  # host and backend work at the same time; off: to see what it is worth
     limits: Limits = DEFAULT_LIMITS
     quantization: Quantization | None = None  # of float weights, when they are loaded
     kv_dtype: KVChoice = "auto"  # of the KV cache; auto: f16
@@ -115,6 +117,8 @@ class Engine:
         self.grammars = Grammars(checkpoint.vocabulary, size, options.threads)
         self.adapters = Adapters.of(checkpoint, backend)
         self.sequences: dict[str, Sequence] = {}
+        self.overlap = options.overlap
+        self.flight: Flight | None = None  # the step that runs between two calls of `step`
         self.steps = self.prompt_tokens = self.cached_tokens = 0
         self.generated_tokens = self.cancelled = 0
 
@@ -129,7 +133,7 @@ class Engine:
         quantization, threads = options.quantization, options.threads
         checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         blocks = -(-options.kv_tokens // options.block_size)
-        dtype: KVType = "int8" if options.kv_dtype == "int8" else "f16"
+        dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)
@@ -232,7 +236,8 @@ class Engine:
         return True
 
     def forget(self, sequence: Sequence) -> None:
-        """Drop a sequence wherever it is known, and free its KV."""
+        """Drop a sequence wherever it is known, and free its KV; a step may still run with it."""
+        sequence.over = True
         del self.sequences[sequence.id]
         self.scheduler.remove(sequence)
         self.adapters.release(sequence.adapter)
@@ -245,49 +250,94 @@ class Engine:
         return not self.sequences
 
     def step(self) -> list[Output]:
-        """Run one step: news of every sequence that got a token or ended."""
-        now = self.clock()
-        late = [
-            Output(one.id, "", finish=self.end(one, "late")) for one in self.scheduler.late(now)
-        ]
-        return late + self.run(self.scheduler.schedule(now), now)
+        """See a step's end, and begin the next: news of every sequence that got a token or ended.
 
-    def run(self, spans: list[Span], now: float) -> list[Output]:
-        """Run the spans of a step that begins now."""
+        The next step depends on tokens alone: it begins before anybody has read them, and runs
+        while their text is told, sent, and answered with new requests. Where steps are short it is
+        planned before the tokens are there (`ahead`).
+        """
+        outputs = self.end_late()
+        flight, self.flight = self.flight or self.launch(), None
+        if flight is None:
+            return outputs
+        following = self.launch(flight) if self.ahead(flight) else None
+        try:
+            sampled = flight.pending.wait()
+        except Exception:
+            log.exception("a step of %d sequences failed", len(flight.spans))
+            return outputs + self.isolate(flight, following)
+        taken = self.take(flight, sampled)
+        if following is None and self.overlap:
+            following = self.launch()
+        elif following is not None:
+            following.choose()
+            self.foresee(following)
+        outputs += [self.tell(one, sampled) for one in taken]
+        self.flight = following if following is not None and following.wanted else None
+        return outputs
+
+    def end_late(self) -> list[Output]:
+        """End those that can no longer have their first token in time."""
+        late = self.scheduler.late(self.clock())
+        return [Output(one.id, "", finish=self.end(one, "late")) for one in late]
+
+    def ahead(self, flight: Flight) -> bool:
+        """Whether the step after one that runs is planned before the tokens of that one are known.
+
+        That is for steps so short that planning takes a good part of them: who arrives now waits
+        for two of them. A token that ends its sequence makes its row of the next step useless, and
+        drafts need the newest tokens.
+        """
+        decode = self.pace.decode
+        short = decode is not None and decode < self.limits.ahead
+        return (
+            self.overlap
+            and short
+            and flight.plain
+            and (self.speculator is None or self.speculator.calm)
+        )
+
+    def launch(self, before: Flight | None = None) -> Flight | None:
+        """Plan the next step and begin it; None where there is nothing to run.
+
+        `before` is the step that runs, where it does: all its tokens are coming.
+        """
+        now = self.clock()
+        spans = self.scheduler.schedule(now)
         if not spans:
-            return []
+            return None
         for span in spans:
             if span.sequence.started is None:
                 span.sequence.started = now
                 self.prompt_tokens += span.sequence.prompt_tokens
                 self.cached_tokens += span.sequence.cached
-        spans = by_adapter(self.speculate(spans))
-        batch = plan_batch(spans, self.pool.block_size)
-        try:
-            sampled = self.backend.run(batch)
-        except Exception:
-            log.exception("a step of %d sequences failed", len(spans))
-            return self.isolate(spans, now)
-        self.steps += 1
-        seconds = self.clock() - now
-        decoding = sum(span.decodes for span in spans)
-        prefilled = sum(span.count for span in spans if not span.decodes)
-        self.pace.measured(decoding, prefilled, seconds)
-        outputs = self.collect(spans, sampled)
-        if self.speculator is not None and not prefilled:
-            tokens = sum(len(output.tokens) for output in outputs)
-            self.speculator.measured(len(spans), len(batch.tokens), tokens, seconds)
-        return outputs
+        spans = by_adapter(self.speculate(spans) if before is None else spans)
+        flight = launched(self.backend, spans, before)
+        if before is None:
+            flight.exposed = self.clock() - now
+        return flight
 
-    def isolate(self, spans: list[Span], now: float) -> list[Output]:
+    def isolate(self, flight: Flight, following: Flight | None) -> list[Output]:
         """Run the sequences of a failed step one by one, so that only the one at fault ends.
 
-        What the step had written already is written again, into the same slots.
+        What the step had written already is written again, into the same slots. A step that was
+        planned after it never was.
         """
-        if len(spans) > 1:
-            return [output for span in spans for output in self.run([span], now)]
-        sequence = spans[0].sequence
-        return [Output(sequence.id, "", finish=self.end(sequence, "error"))]
+        if following is not None:
+            following.undo()
+        flight.undo()
+        outputs = []
+        for span in [span for span in flight.spans if span.holds]:
+            alone = launched(self.backend, [replace(span, drafts=())])
+            try:
+                sampled = alone.pending.wait()
+            except Exception:
+                log.exception("a step of request %s failed", span.sequence.id)
+                ended = self.end(span.sequence, "error")
+                outputs.append(Output(span.sequence.id, "", finish=ended))
+            else:
+                outputs += [self.tell(one, sampled) for one in self.take(alone, sampled)]
+        return outputs
 
     def speculate(self, spans: list[Span]) -> list[Span]:
         """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""
@@ -295,39 +345,51 @@ class Engine:
             return spans
         if not all(span.decodes for span in spans):
             return spans
-        room = self.limits.batch_tokens - len(spans)
-        drafts = self.speculator.drafts([span.sequence for span in spans], room)
-        return [
-            replace(span, drafts=drafts[span.sequence])
-            if span.sequence in drafts and self.room_for(span.sequence, drafts[span.sequence])
-            else span
-            for span in spans
-        ]
+        return self.speculator.extended(spans, self.limits.batch_tokens, self.pool)
 
-    def room_for(self, sequence: Sequence, draft: tuple[int, ...]) -> bool:
-        """Take blocks for a draft, if there are any to take."""
-        return self.pool.grow(sequence.table, len(sequence.tokens) + len(draft))
+    def foresee(self, flight: Flight) -> None:
+        """See whether drafts would have paid in a step that began without."""
+        if self.speculator is not None and flight.plain and not self.scheduler.waiting:
+            running = [span.sequence for span in flight.spans if not span.sequence.over]
+            self.speculator.drafts(running, self.limits.batch_tokens - len(running))
 
-    def collect(self, spans: list[Span], sampled: Sampled) -> list[Output]:
+    def take(self, flight: Flight, sampled: Sampled) -> list[Taken]:
         """Note what a step computed; hand its tokens to the sequences that sampled."""
-        outputs: list[Output] = []
-        row, now, vocabulary = 0, self.clock(), self.checkpoint.vocabulary
-        for span in spans:
-            sequence, samples = span.sequence, span.samples
-            row = score(span, sampled, row, vocabulary)
-            sequence.computed += span.count
-            self.pool.publish(sequence.table, sequence.tokens, sequence.computed, sequence.salt)
-            if samples:
-                outputs.append(self.tell(span, extend(span, sampled, row, vocabulary, now)))
-                row += len(span.drafts) + 1
-        return outputs
+        found: list[Taken] = []
+        row, now = 0, self.clock()
+        for span in flight.spans:
+            sequence, first = span.sequence, row
+            row += len(span.scored) + span.chosen
+            if sequence.over:
+                continue
+            first = score(span, sampled, first, self.checkpoint.vocabulary)
+            if span.table is sequence.table:
+                self.pool.publish(span.table, sequence.tokens, span.end, sequence.salt)
+            if not span.samples:
+                continue
+            taken = take(span, sampled, first, now)
+            if self.speculator is not None:
+                self.speculator.judged(sequence, len(span.drafts), taken.tokens)
+            if taken.reason is not None:
+                sequence.over = True
+                self.scheduler.remove(sequence)
+            found.append(taken)
+        self.measured(flight, sampled.seconds, sum(len(one.tokens) for one in found))
+        return found
 
-    def tell(self, span: Span, news: News) -> Output:
+    def measured(self, flight: Flight, seconds: float, tokens: int) -> None:
+        """Note what a step took."""
+        self.steps += 1
+        seconds += flight.exposed
+        self.pace.measured(flight.decoding, flight.prefilled, seconds)
+        if self.speculator is not None and not flight.prefilled:
+            self.speculator.measured(len(flight.spans), flight.rows, tokens, seconds)
+
+    def tell(self, taken: Taken, sampled: Sampled) -> Output:
         """The output that says the news of a sequence; it is forgotten where it is over."""
-        sequence = span.sequence
+        sequence = taken.sequence
+        news = tell(taken, sampled, self.checkpoint.vocabulary)
         self.generated_tokens += len(news.tokens)
-        if self.speculator is not None:
-            self.speculator.judged(sequence, len(span.drafts), news.tokens)
         return Output(
             id=sequence.id,
             text=news.said.text,

@@ -34,9 +34,9 @@ from ...models.program import BASIC, Program, UnsupportedProgram, demands
 from ...processors import usable_processors
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Sampled
+from ..base import Batch, Float32, KVLayout, Pending, Sampled, SamplingRows
 from . import _native
-from ._native import Model
+from ._native import Flight, Model
 from .compiler import compile_program
 from .sources import outdated
 
@@ -71,24 +71,50 @@ class Options:
     precise: bool = False
 
 
+@dataclass(slots=True)
+class Step:
+    """A step of the thread team."""
+
+    model: Model
+    flight: Flight
+    sampled: Sampled | None = None
+
+    def choose(self, rows: SamplingRows) -> None:
+        """Say how tokens are chosen. Raises ValueError, MemoryError: the step is lost."""
+        self.model.choose(self.flight, rows)
+
+    def wait(self) -> Sampled:
+        """Join the team until the step is over. Raises ValueError where it is lost."""
+        if self.sampled is None:
+            tokens, logprobs, ranked, ranked_logprobs, seconds = self.model.wait(self.flight)
+            if len(ranked):
+                places = len(tokens), -1
+                ranked, ranked_logprobs = ranked.reshape(places), ranked_logprobs.reshape(places)
+                self.sampled = Sampled(tokens, logprobs, ranked, ranked_logprobs, seconds)
+            else:
+                self.sampled = Sampled(tokens, logprobs, seconds=seconds)
+        return self.sampled
+
+
 class CPUBackend:
     """One loaded model on the CPU. A second thread that calls waits for the first."""
 
-    def __init__(
-        self, model: Model, weights: Mapping[str, int], kv: KVLayout, vocabulary: int
-    ) -> None:
+    def __init__(self, model: Model, weights: Mapping[str, int], kv: KVLayout) -> None:
         self.model = model
         self.weights = weights  # indices by name
         self.kv = kv
-        self.vocabulary = vocabulary
+
+    def launch(self, batch: Batch, after: Pending | None = None) -> Step:
+        """Let the thread team begin, once the step before is over. Raises ValueError, MemoryError.
+
+        The caller is a member of the team: it is missing until it waits.
+        """
+        whole = batch if after is None else batch.filled(after.wait())
+        return Step(self.model, self.model.launch(whole))
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises ValueError (batch), MemoryError."""
-        tokens, logprobs, ranked, ranked_logprobs = self.model.run(batch)
-        if not batch.sampling.ranked:
-            return Sampled(tokens, logprobs)
-        shape = (len(tokens), min(batch.sampling.ranked, self.vocabulary))
-        return Sampled(tokens, logprobs, ranked.reshape(shape), ranked_logprobs.reshape(shape))
+        return self.launch(batch).wait()
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises ValueError, MemoryError."""
@@ -142,16 +168,18 @@ def load(
 ) -> CPUBackend:
     """Compile `program` over `weights`; `threads` 0 takes all processors allowed.
 
-    Raises UnsupportedProgram, ValueError (shapes, formats, level, threads), MemoryError.
+    Raises UnsupportedProgram, ValueError (shapes, formats, KV, level, threads), MemoryError.
     """
     if lacking := demands(program) - SUPPORTS:
         raise UnsupportedProgram(f"backend cpu does not know {', '.join(sorted(lacking))}")
+    if kv.dtype == "fp8":
+        raise ValueError("backend cpu keeps KV as f16 or int8, not fp8")
     asked = options_from(os.environ) if options is None else options
     count = threads or usable_processors()
     model = Model(program, kv, asked.level, asked.precise, count)
     added = compile_program(model, program, weights)
     release_files(weights)
-    return CPUBackend(model, added, kv, program.vocabulary)
+    return CPUBackend(model, added, kv)
 
 
 def release_files(weights: Mapping[str, Tensor]) -> None:
