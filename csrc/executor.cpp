@@ -67,7 +67,8 @@ void Model::prepare(const Batch& batch, bool draws) {
   plan_adapters(batch);
   while (progress_.size() < ops_.size()) progress_.emplace_back();
   for (Progress& progress : progress_) {
-    progress.taken.store(0, std::memory_order_relaxed);
+    while (progress.shares.size() < members) progress.shares.emplace_back();
+    for (Share& share : progress.shares) share.taken.store(0, std::memory_order_relaxed);
     progress.done.store(0, std::memory_order_relaxed);
   }
 }
@@ -178,14 +179,21 @@ void Model::execute(std::size_t index, int member) {
   if (std::holds_alternative<SampleOp>(op)) await(step_.settled, 1);
   Progress& progress = progress_[index];
   const auto count = static_cast<std::uint32_t>(tasks(op));
-  // Several portions a member, so that one that is held up keeps little from the others.
-  const std::uint32_t portion = std::max(1u, count / (8 * static_cast<std::uint32_t>(team_.size())));
-  while (progress.taken.load(std::memory_order_relaxed) < count) {
-    const std::uint32_t first = progress.taken.fetch_add(portion, std::memory_order_relaxed);
-    if (first >= count) break;
-    const std::uint32_t last = std::min(first + portion, count);
-    std::visit([&](const auto& record) { execute(record, first, last, member); }, op);
-    add_and_wake(progress.done, last - first, count);
+  const auto members = static_cast<std::uint32_t>(team_.size());
+  // A member's own share first: its tasks lie beside each other, and what it reads of one leads to the next.
+  for (std::uint32_t i = 0; i < members; ++i) {
+    const std::uint32_t whose = (static_cast<std::uint32_t>(member) + i) % members;
+    const auto bound = [&](std::uint64_t share) { return static_cast<std::uint32_t>(share * count / members); };
+    const std::uint32_t begin = bound(whose), size = bound(whose + 1) - begin;
+    std::atomic<std::uint32_t>& taken = progress.shares[whose].taken;
+    for (std::uint32_t first = taken.load(std::memory_order_relaxed); first < size;) {
+      // Half of what is left: long runs at first, and little to wait for at the end.
+      const std::uint32_t last = first + (size - first + 1) / 2;
+      if (!taken.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
+      std::visit([&](const auto& record) { execute(record, begin + first, begin + last, member); }, op);
+      add_and_wake(progress.done, last - first, count);
+      first = taken.load(std::memory_order_relaxed);
+    }
   }
   await(progress.done, count);
 }

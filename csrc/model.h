@@ -122,6 +122,7 @@ class Model {
   Region cache_;
   std::deque<Buffer> buffers_;  // deques: ops hold pointers to the elements
   std::deque<Weight> weights_;
+  Arena packed_;  // weights
   std::deque<Angles> angles_;
   std::vector<Op> ops_;
   std::set<std::size_t> adaptable_;  // weights of linears

@@ -3,7 +3,7 @@
 Two environment variables are read at load. HEADRACE_CPU_LEVEL (portable, avx2, avx512, amx) forces
 an instruction level; the best that the processor runs is taken otherwise. HEADRACE_CPU_PRECISE=1
 computes with float32 activations and a float32 KV cache. Without it, activations that meet
-quantised weights are rounded to 15 bits a block of 32, and KV is kept as float16: half the memory
+quantised weights are rounded to 12 bits a block of 32, and KV is kept as float16: half the memory
 traffic of float32 with three more bits of mantissa than bfloat16; values past 65,504 saturate. On
 avx512 and amx a key or value of one head is a float32 scale and integers of 16 bits instead, and
 attention is integer products, summed exactly; int8 KV is 8 of these bits. The portable level is
@@ -13,11 +13,10 @@ multiplies the rows of tokens that were given (`Batch.given`: prompts) in bfloat
 activations rounded, summed in float32. What a token is decides, never the rows beside it: a prompt
 is computed alike in one step, in chunks, and after a preemption.
 
-What rounding costs, over 512 tokens of English prose, SmolLM2-135M Q4_1 against its float32 self:
-15 bits 6.5e-7 nats on average (KL divergence), 7.0e-6 at most, perplexity 18.890 against 18.891,
-the most likely token the same at every position; bfloat16 9.7e-5 nats, 2.0e-3 at most, perplexity
-18.906, two of 512 most likely tokens another. Chosen tokens keep 15 bits: their rows wait for
-memory and not for arithmetic.
+What rounding costs, over 512 tokens of `benchmarks/perplexity.txt`, SmolLM2-135M Q4_1 against its
+float32 self: 12 bits 4.6e-5 nats on average (KL divergence), 8.9e-4 at most, perplexity 19.591
+against 19.619, the most likely token another at 3 of 512 positions; bfloat16 2.1e-4 nats, 4.2e-3 at
+most, perplexity 19.613, 6 of 512. Chosen tokens keep 12 bits, which one tile product can hold.
 """
 
 from __future__ import annotations
@@ -123,7 +122,7 @@ class CPUBackend:
         return self.model.logits(batch)
 
     def kernels(self) -> Mapping[str, str]:
-        """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni, 15-bit activations"."""
+        """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni, 12-bit activations"."""
         return self.model.kernels()
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
