@@ -85,6 +85,7 @@ class Loop:
             flight = self.launch()
         if flight is None:
             return []
+        self.foresee(flight)
         plan = self.prepare(flight)
         following = self.launch(plan, ahead=True) if plan and self.ahead(flight) else None
         try:
@@ -98,15 +99,15 @@ class Loop:
         listen()
         if following is None and self.overlap:
             following = self.launch(plan)
-        if following is not None:
-            self.flight = following
-            self.foresee(following)
+        self.flight = following
         return taken
 
     def prepare(self, flight: Flight) -> Plan | None:
         """Plan the step after one that runs, as far as it is certain what that one gives."""
         if not self.overlap or any(span.drafts for span in flight.spans):
             return None
+        if self.pool.available <= len(self.scheduler.running):
+            return None  # for a plan alone nobody has to give blocks away
         spans = by_adapter(self.scheduler.schedule(self.clock()))
         if not spans:
             return None

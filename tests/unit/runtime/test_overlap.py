@@ -124,7 +124,7 @@ def expected(model: Path, adapter: Path) -> dict[str, Heard]:
 
 
 @pytest.mark.parametrize("speculation", [False, True])
-@pytest.mark.parametrize("kv_tokens", [1024, 192])
+@pytest.mark.parametrize("kv_tokens", [1024, 120])
 @pytest.mark.parametrize(("overlap", "queues"), [(False, False), (True, False), (True, True)])
 def test_everybody_hears_what_a_simple_loop_would_have_said(
     model: Path,
