@@ -12,6 +12,7 @@ import gc
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
@@ -21,6 +22,7 @@ from headrace.gateway import request_ids
 from headrace.gateway.accounting import account
 from headrace.gateway.admission import check_type, read_body
 from headrace.gateway.call import Call, Turn
+from headrace.gateway.connection import Client, client_of
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
 from headrace.gateway.door import HOLDER
@@ -46,6 +48,15 @@ CLIENT_CLOSED = 499  # what the record says where no status was sent
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request as it comes in."""
+
+    headers: Mapping[str, str]
+    receive: Receive
+    client: Client
+
+
 class Generations:
     """The ASGI application of one generating endpoint. `lookup` and `ids` are shared by all."""
 
@@ -62,7 +73,7 @@ class Generations:
         headers = headers_of(scope)
         call = self._call(scope, headers)
         with self._services.admission.counted(), call.deployment.calls.counted():
-            await self._answer(call, headers, receive, Reply(send, FORMATS[self._endpoint]))
+            await self._answer(call, Asked(headers, receive, client_of(scope)), send)
 
     async def answer_later(self, scope: Scope, receive: Receive, send: Send, turn: Turn) -> None:
         """Answer a call that nobody waits for: it goes behind every other one, whenever its turn
@@ -72,7 +83,7 @@ class Generations:
         call.turn = turn
         call.charge.later = True
         with call.deployment.calls.counted():
-            await self._answer(call, headers, receive, Reply(send, FORMATS[self._endpoint]))
+            await self._answer(call, Asked(headers, receive, client_of(scope)), send)
 
     def _call(self, scope: Scope, headers: Mapping[str, str]) -> Call:
         services = self._services
@@ -88,16 +99,15 @@ class Generations:
             deployment=services.now,
         )
 
-    async def _answer(
-        self, call: Call, headers: Mapping[str, str], receive: Receive, reply: Reply
-    ) -> None:
+    async def _answer(self, call: Call, asked: Asked, send: Send) -> None:
         services = self._services
+        reply = Reply(send, FORMATS[self._endpoint], asked.client)
         error: HeadraceError
         try:
             if call.turn is None:
                 services.admission.admit()
                 services.keyring.enter(call.charge)
-            last = await self._run(call, headers, receive, reply)
+            last = await self._run(call, asked, reply)
             account(services, call, "ok", 200)
             if reply.started:
                 await reply.end(last)
@@ -119,13 +129,13 @@ class Generations:
             account(services, call, "error", status, error)
             await reply.fail(decision_headers(call), error, call.id)
 
-    async def _run(
-        self, call: Call, headers: Mapping[str, str], receive: Receive, reply: Reply
-    ) -> bytes:
+    async def _run(self, call: Call, asked: Asked, reply: Reply) -> bytes:
         """All stages up to the last bytes of the answer, which are left to send."""
         services, deployment = self._services, call.deployment
+        headers, client = asked.headers, asked.client
         check_type(headers)
-        body = await read_body(headers, receive, deployment.configuration.server.max_body_bytes)
+        limit = deployment.configuration.server.max_body_bytes
+        body = await read_body(headers, asked.receive, limit, arrived=client.arrived)
         request = await resumed(services, await parsed(call, body))
         request = bounded(request, call.charge)
         if call.turn is not None:
@@ -139,8 +149,8 @@ class Generations:
             await call.turn(provider)
         elif provider == LOCAL:
             with services.locally.counted():
-                return await self._execute(call, call.decision, request, wish, receive, reply)
-        return await self._execute(call, call.decision, request, wish, receive, reply)
+                return await self._execute(call, call.decision, request, wish, client, reply)
+        return await self._execute(call, call.decision, request, wish, client, reply)
 
     async def _execute(
         self,
@@ -148,7 +158,7 @@ class Generations:
         decision: Decision,
         request: AnyRequest,
         wish: Wish,
-        receive: Receive,
+        client: Client,
         reply: Reply,
     ) -> bytes:
         services, facts = self._services, decision.facts
@@ -161,7 +171,7 @@ class Generations:
         )
         events = self._lookup.find(call, request, decision, wish)
         try:
-            with client_present(receive):
+            with client_present(client):
                 if not isinstance(request, GenerationRequest) or not request.stream:
                     last = await collect(services, call, events, reply.form, request)
                 else:

@@ -12,6 +12,7 @@ from starlette.types import Message
 
 from headrace.config.schema import LOCAL
 from headrace.gateway.admission import Admission
+from headrace.gateway.connection import CLIENT
 from headrace.gateway.disconnect import ClientGone
 from headrace.gateway.door import HOLDER
 from headrace.gateway.keyring import Holder
@@ -81,10 +82,7 @@ async def ask(
     returns: list[Callable[[], None]] = []
 
     async def receive() -> Message:
-        if unread:
-            return unread.pop()
-        await halt.wait()
-        return {"type": "http.disconnect"}
+        return unread.pop()
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -96,10 +94,13 @@ async def ask(
         (b"content-type", b"application/json"),
         (TAGS_HEADER.encode(), TAG.encode()),
     ]
-    scope = {"type": "http", "method": "POST", "headers": headers, HOLDER: holder}
+    client = _Nobody()
+    halting = asyncio.create_task(_halt(halt, client))
+    scope = {"type": "http", "method": "POST", "headers": headers, HOLDER: holder, CLIENT: client}
     try:
         await endpoint.answer_later(scope, receive, send, turn)
     finally:
+        halting.cancel()
         for give_back in returns:
             give_back()
     if not sent:
@@ -107,6 +108,25 @@ async def ask(
     told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     whole = b"".join(message.get("body", b"") for message in sent[1:])
     return Answer(sent[0]["status"], told, _decode(whole))
+
+
+class _Nobody:
+    """The `Client` of a call that nobody waits for; it hangs up when the work is halted."""
+
+    arrived = True
+    full = False
+    lost = False
+    on_loss: Callable[[], None] | None = None
+
+    def hold(self) -> None:
+        """Nothing: what is sent goes nowhere."""
+
+
+async def _halt(halt: asyncio.Event, client: _Nobody) -> None:
+    await halt.wait()
+    client.lost = True
+    if client.on_loss is not None:
+        client.on_loss()
 
 
 async def unless(halt: asyncio.Event, wanted: Awaitable[T]) -> T:
