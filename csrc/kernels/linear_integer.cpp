@@ -178,12 +178,13 @@ void quantise(const float* source, std::size_t blocks, const Activations& out, s
       most = larger(most, value < 0 ? -value : value);
     }
     // Within these bounds the scale times a weight's, which is a binary16, is a normal float.
-    constexpr std::int32_t kOne = 1 << 23, kLeast = -100 * kOne, kMost = 100 * kOne;
-    const float least = maximum(most) / static_cast<float>(kLargestCode12);
+    constexpr float kLeast = 0x1p-100f, kMost = 0x1p100f;
+    constexpr std::int32_t kOne = 1 << 23;
+    const float wanted = maximum(most) / static_cast<float>(kLargestCode12);
+    const float least = wanted < kMost ? (wanted > kLeast ? wanted : kLeast) : kMost;  // where it is NaN too
     std::int32_t exponent;
     __builtin_memcpy(&exponent, &least, sizeof exponent);
     exponent = (exponent + kOne - 1) / kOne * kOne - 127 * kOne;
-    exponent = exponent < kLeast ? kLeast : (exponent > kMost ? kMost : exponent);
     const Vector inverse = scaled(splat(1), -exponent), bound = splat(static_cast<float>(kLargestCode12));
     IntVector halves[2] = {};
     for (int i = 0; i < kBlock; i += kLanes) {

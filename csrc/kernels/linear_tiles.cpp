@@ -43,14 +43,17 @@ struct alignas(64) TileShapes {
   std::uint8_t rows[16] = {};
 };
 
+// A tile of up to eight rows is taken as half a tile.
+constexpr std::size_t kHalfTile = kTileRows / 2;
+
 template <PanelKind KIND>
-void configure() {
+void configure(std::size_t rows) {
   constexpr int kColumns = one_product(KIND) ? kRowBytes : kBlock / static_cast<int>(steps_of(KIND));
   TileShapes shapes;
   for (int tile = 0; tile < 8; ++tile) {
     const bool activations = tile == 4 || tile == 5, weights = tile == 6;
     shapes.row_bytes[tile] = static_cast<std::uint16_t>(activations ? kColumns : 64);
-    shapes.rows[tile] = static_cast<std::uint8_t>(weights ? kColumns / 4 : 16);
+    shapes.rows[tile] = static_cast<std::uint8_t>(weights ? kColumns / 4 : rows);
   }
   settle();
   _tile_loadconfig(&shapes);
@@ -130,13 +133,13 @@ inline void unpack_block(const std::uint8_t* from, std::int8_t* weights, float* 
 }
 
 // Adds one step's products to the sums.
-template <PanelKind KIND>
+template <PanelKind KIND, std::size_t ROWS>
 inline void accumulate(const Products& products, const float* scales, std::size_t half, const ActivationBlock* blocks,
-                       Vector (&sums)[kTileRows]) {
+                       Vector (&sums)[ROWS]) {
   const Vector scale = load(scales + half * kLanes);
   const Vector minimum = has_minimum(KIND) ? load(scales + kLanes) : Vector{};
 #pragma GCC unroll 16
-  for (std::size_t r = 0; r < kTileRows; ++r) {
+  for (std::size_t r = 0; r < ROWS; ++r) {
     IntVector all = products.upper[r];
     if constexpr (!one_product(KIND)) all = (all << kPlaneBits) + products.lower[r];
     sums[r] += __builtin_convertvector(all, Vector) * scaled(scale, blocks[r].exponent);
@@ -202,9 +205,9 @@ inline void begin(const Pass& pass) {
 
 // Multiplies the blocks of `pass`, whose first two steps are begun and first is finished, and as much
 // of `next`. `meanwhile(i)` is called once a block.
-template <PanelKind KIND, typename Meanwhile>
+template <PanelKind KIND, std::size_t ROWS, typename Meanwhile>
 inline void multiply_pass(const Pass& pass, const Pass& next, std::size_t blocks, const float (*scales)[2 * kLanes],
-                          const ActivationBlock* about, Products (&products)[2], Vector (&sums)[kTileRows],
+                          const ActivationBlock* about, Products (&products)[2], Vector (&sums)[ROWS],
                           Meanwhile meanwhile) {
   constexpr std::size_t kSteps = steps_of(KIND);
   const std::size_t steps = blocks * kSteps;
@@ -215,18 +218,18 @@ inline void multiply_pass(const Pass& pass, const Pass& next, std::size_t blocks
     settle();
     begin<KIND, 0>(from);
     finish<KIND, 1>(&products[1]);
-    accumulate<KIND>(products[0], scales[step / kSteps], 0, about + step / kSteps * kTileRows, sums);
+    accumulate<KIND, ROWS>(products[0], scales[step / kSteps], 0, about + step / kSteps * kTileRows, sums);
     if (kSteps == 1 && step + 1 < steps) meanwhile(step + 1);
     settle();
     begin<KIND, 1>(at<KIND>(from, 1));
     finish<KIND, 0>(&products[0]);
     if (kSteps == 1 && step + 1 == steps) break;
     const std::size_t block = (step + 1) / kSteps;
-    accumulate<KIND>(products[1], scales[block], kSteps - 1, about + block * kTileRows, sums);
+    accumulate<KIND, ROWS>(products[1], scales[block], kSteps - 1, about + block * kTileRows, sums);
   }
 }
 
-template <PanelKind KIND>
+template <PanelKind KIND, std::size_t ROWS>
 void multiply(const Patch& patch, std::size_t first, Scratch& scratch) {
   constexpr std::size_t kBytes = panel_block_bytes(KIND);
   alignas(64) Products products[2];
@@ -261,28 +264,28 @@ void multiply(const Patch& patch, std::size_t first, Scratch& scratch) {
                          ends ? other.weights[0] : unpacked.weights[0]};
       const std::size_t unpacks = group ? 0 : wanted;
       Vector* kept = scratch.sums[turn.panel * patch.groups + group];
-      Vector sums[kTileRows] = {};
+      Vector sums[ROWS] = {};
       if (turn.part) {
 #pragma GCC unroll 16
-        for (std::size_t r = 0; r < kTileRows; ++r) sums[r] = kept[r];
+        for (std::size_t r = 0; r < ROWS; ++r) sums[r] = kept[r];
       }
       const auto unpack_one = [&](std::size_t block) {
         if (block >= unpacks) return;
         unpack_block<KIND>(packed + block * kBytes, other.weights[block], other.scales[block]);
         fetch<KIND>(fetched + block * kBytes);
       };
-      multiply_pass<KIND>(pass, next, count, unpacked.scales, source.blocks + index(group, turn.part), products, sums,
+      multiply_pass<KIND, ROWS>(pass, next, count, unpacked.scales, source.blocks + index(group, turn.part), products, sums,
                           unpack_one);
       unpack_one(count);  // parts differ by up to one block
       pass = next;
       if (turn.part + 1 < patch.parts) {
 #pragma GCC unroll 16
-        for (std::size_t r = 0; r < kTileRows; ++r) kept[r] = sums[r];
+        for (std::size_t r = 0; r < ROWS; ++r) kept[r] = sums[r];
         continue;
       }
       const std::size_t row = patch.begin + group * kTileRows;
 #pragma GCC unroll 16
-      for (std::size_t r = 0; r < kTileRows; ++r) {  // no index that varies: the sums stay in registers
+      for (std::size_t r = 0; r < ROWS; ++r) {  // no index that varies: the sums stay in registers
         if (row + r < patch.end) write(patch.job, row + r, turn.first + turn.panel, sums[r]);
       }
     }
@@ -293,13 +296,15 @@ template <PanelKind KIND>
 void panels(const IntegerPanels& job, float* scratch) {
   const std::size_t blocks = job.source.columns / kBlock, parts = (blocks + kTileBlocks - 1) / kTileBlocks;
   const auto least = [](std::size_t a, std::size_t b) { return a < b ? a : b; };
-  configure<KIND>();
+  const bool half = job.end - job.begin <= kHalfTile;
+  configure<KIND>(half ? kHalfTile : kTileRows);
   for (std::size_t first = 0; first < job.count(); first += kTilePanels) {
     const std::size_t panels = least(kTilePanels, job.count() - first);
     for (std::size_t row = job.begin; row < job.end; row += kTileGroups * kTileRows) {
       const std::size_t end = least(row + kTileGroups * kTileRows, job.end);
-      multiply<KIND>({job, row, end, panels, (end - row + kTileRows - 1) / kTileRows, blocks, parts}, first,
-                     *reinterpret_cast<Scratch*>(scratch));
+      const Patch patch = {job, row, end, panels, (end - row + kTileRows - 1) / kTileRows, blocks, parts};
+      Scratch& mine = *reinterpret_cast<Scratch*>(scratch);
+      half ? multiply<KIND, kHalfTile>(patch, first, mine) : multiply<KIND, kTileRows>(patch, first, mine);
     }
   }
   _tile_release();
