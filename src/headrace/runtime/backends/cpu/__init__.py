@@ -110,8 +110,9 @@ class CPUBackend:
 
         The caller is a member of the team: it is missing until it waits.
         """
-        whole = batch if after is None else batch.filled(after.wait())
-        return Step(self.model, self.model.launch(whole))
+        if after is not None:
+            batch.fill(after.wait())
+        return Step(self.model, self.model.launch(batch))
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises ValueError (batch), MemoryError."""
