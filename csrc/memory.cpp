@@ -25,6 +25,18 @@ void Region::grow(std::size_t bytes) {
   if (bytes > bytes_) *this = Region(bytes);
 }
 
+std::uint8_t* Arena::take(std::size_t bytes) {
+  constexpr std::size_t kLarge = std::size_t{1} << 25, kLine = 64;
+  if (regions_.empty() || regions_.back().bytes() - used_ < bytes) {
+    regions_.emplace_back(bytes > kLarge ? bytes : kLarge);
+    used_ = 0;
+  }
+  std::uint8_t* at = regions_.back().data() + used_;
+  const std::size_t left = regions_.back().bytes() - used_, whole = (bytes + kLine - 1) / kLine * kLine;
+  used_ += whole < left ? whole : left;
+  return at;
+}
+
 std::size_t product(std::size_t a, std::size_t b) {
   std::size_t out;
   if (__builtin_mul_overflow(a, b, &out) || out >> 47) throw std::bad_alloc();

@@ -2,6 +2,7 @@
 #include "threads.h"
 
 #include <chrono>
+#include <utility>
 
 namespace headrace {
 
@@ -68,16 +69,24 @@ void Team::member(int index) {
     wait(round_, [round](std::uint32_t seen) { return seen != round; });
     ++round;
     if (ending_) return;
-    (*work_)(index);
+    work_(index);
     barrier();
   }
 }
 
-void Team::run(const std::function<void(int)>& work) {
-  work_ = &work;
+void Team::run(std::function<void(int)> work) {
+  start(std::move(work));
+  join();
+}
+
+void Team::start(std::function<void(int)> work) {
+  work_ = std::move(work);
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
-  work(0);
+}
+
+void Team::join() {
+  work_(0);
   barrier();
 }
 

@@ -14,13 +14,16 @@
 
 namespace headrace {
 
-// A block of 32 activations as codes of 15 bits, in two planes of signed bytes: value = scale · code,
-// code = 128 · upper + lower. The sums of its codes pay for the weights' zero points and minima.
+// A block of 32 activations as codes of 12 bits, in two planes of signed bytes: value = scale · code,
+// code = 16 · upper + lower. The scale is a power of two, so that a weight's scale times it is a sum of
+// integers: floating point units are what linears of many rows wait for. The sums of its codes pay for
+// the weights' zero points and minima.
 constexpr int kPlanes = 2;
-constexpr int kPlaneBits = 7;
+constexpr int kPlaneBits = 4;
+constexpr int kLargestCode12 = 16 * 127 + 7;
 struct ActivationBlock {
-  float scale;
-  float sum;          // scale · (low + high)
+  std::int32_t exponent;  // of the scale, where a float32 has it: to be added to the bits of one
+  float sum;              // scale · (low + high)
   std::int32_t low;   // sum of codes 0..15
   std::int32_t high;  // sum of codes 16..31
 };
@@ -38,22 +41,27 @@ struct Activations {
   }
 };
 
-// out[row, 0..cols) = source[row] · weight rows of one panel, for rows [begin, end); begin is a
-// multiple of 16.
-struct IntegerPanel {
+// out[row, 0..cols) = source[row] · weight rows of neighbouring panels, for rows [begin, end). For
+// tiles begin is a multiple of 16.
+struct IntegerPanels {
   PanelKind kind;
-  const std::uint8_t* panel;
+  const std::uint8_t* panel;  // the first
   Activations source;
   std::size_t begin, end;
-  float* out;  // row 0, first column of the panel
+  float* out;  // row 0, first column of the first panel
   std::size_t stride;
-  int cols;  // 1..16
+  std::size_t cols;
+
+  std::size_t count() const { return (cols + kPanelRows - 1) / kPanelRows; }
+  std::size_t panel_bytes() const { return source.columns / kBlock * static_cast<std::size_t>(panel_block_bytes(kind)); }
 };
 
-// A panel's weights as signed bytes and two float32 scales a block.
-constexpr std::size_t tile_scratch(std::size_t columns) {
-  return columns * kPanelRows / sizeof(float) + columns / kBlock * 2 * kPanelRows;
-}
+// What tiles take together so that it fits the L1 cache: blocks of columns, panels, tiles of rows.
+constexpr std::size_t kTileBlocks = 6, kTilePanels = 4, kTileGroups = 4;
+// Two parts of a panel, 16 rows of weights as bytes twice and two scales a block, and sums.
+constexpr std::size_t kTileScratch =
+    2 * kTileBlocks * (2 * kBlock * kPanelRows / sizeof(float) + 2 * kPanelRows) +
+    kTilePanels * kTileGroups * kTileRows * kPanelRows;
 
 enum class Gate : std::uint8_t { Silu, GeluTanh };
 
@@ -195,10 +203,10 @@ struct Kernels {
   void (*add)(float* out, const float* bias, std::size_t width);
   // `blocks` blocks of a row, to `out` from block `first` of row `row` on.
   void (*quantise)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
-  void (*integer_panel)(const IntegerPanel&);
-  // As integer_panel, and equal to it, for many rows; scratch has tile_scratch(columns) floats and lies at a
+  void (*integer_panels)(const IntegerPanels&);
+  // As integer_panels, and equal to it, for many rows; scratch has kTileScratch floats and lies at a
   // multiple of 64 bytes. Null: the level has none.
-  void (*tile_panel)(const IntegerPanel&, float* scratch);
+  void (*tile_panels)(const IntegerPanels&, float* scratch);
   // In bfloat16; null where the level has no such tiles. `round_to_brain` is its `quantise`.
   void (*round_to_brain)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
   void (*brain_panels)(const BrainPanels&, float* scratch);

@@ -212,7 +212,7 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: as many as this process may use
     kv_tokens: Count = 32_768
-    kv: Literal["auto", "f16", "int8"] = "auto"  # entries of the KV cache
+    kv: Literal["auto", "f16", "int8", "fp8"] = "auto"  # entries of the KV cache
     memory: str | None = None  # of all models together, as "8GiB"; null: what there really is
     quantization: Literal["int8", "int4", "fp8"] | None = (
         None  # of float weights, when they are loaded
@@ -244,6 +244,19 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Count = 64 * 1024 * 1024
 
 
+class Files(Struct, frozen=True, forbid_unknown_fields=True):
+    """What callers may store: bytes of one file, and of all files of one key."""
+
+    max_bytes: Count = 200 * 1024 * 1024
+    max_total_bytes: Count = 10 * 1024**3
+
+
+class Batches(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many lines of batches run at once, on our own engines and on remote providers each."""
+
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 16
+
+
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
     """Where calls are recorded. None: `~/.local/share/headrace` (or `$HEADRACE_HOME`)."""
 
@@ -263,4 +276,6 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     )
     routes: tuple[Route, ...] = ()
     cache: Cache = Cache()
+    files: Files = Files()
+    batches: Batches = Batches()
     log: Log = Log()

@@ -39,13 +39,14 @@ async def stream(
     async for event in events:
         _take(services, call, event)
         frames = b""
+        opens = encoder is None
         if encoder is None:
             encoder = reply.form.stream(_identity(services, call), request)
             await reply.open_stream(decision_headers(call), encoder)
             frames = encoder.opening()
         if isinstance(event, Finished):
             last = frames + encoder.closing(event)
-        elif frames := frames + encoder.event(event):
+        elif (frames := frames + encoder.event(event)) or opens:
             await reply.write(frames)
     if last is None:
         raise UpstreamError("The answer ended before it was finished.")

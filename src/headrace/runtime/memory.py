@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .backends.choice import AUTO
 from .embedding import is_encoder
 from .engine import EngineOptions
 from .models.architecture import Architecture
@@ -84,8 +83,11 @@ def weight_bytes(described: Description, options: EngineOptions) -> int:
 
 def kv_bytes(model: Architecture, options: EngineOptions) -> int:
     """The KV cache: keys and values of all layers, of 2 bytes or 1, or 4 on the reference."""
-    native = options.backend in (AUTO, "cpu")
-    size = (1 if options.kv_dtype == "int8" else 2) if native else 4
-    scale = 4 if native else 0  # of a head's key or value
+    rounded = options.kv_dtype in ("int8", "fp8")
+    if options.backend == "reference":
+        size, scale = 4, 0
+    else:
+        size = 1 if rounded else 2
+        scale = 4 if rounded or options.backend != "cuda" else 0  # of a head's key or value
     entries = 2 * len(model.layers) * model.kv_heads * options.kv_tokens
     return entries * (model.head_size * size + scale)

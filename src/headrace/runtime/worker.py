@@ -121,23 +121,38 @@ def serve(
     engine: Engine | EncoderQueue, channel: socket.socket, inbox: queue.SimpleQueue[Message]
 ) -> None:
     """Step while there is work, sleep while there is none."""
+    stopped = False
+
+    def listen() -> None:
+        nonlocal stopped
+        while not stopped and not inbox.empty():
+            stopped = not attend(engine, channel, inbox)
+
     while True:
-        changed = False
-        while not inbox.empty() or (engine.idle and not changed):
-            message = inbox.get()
-            if message["kind"] == "stop":
-                return
-            changed = True
-            if message["kind"] == "cancel":
-                engine.cancel(message["id"])
-            elif "adapter" in message["kind"]:
-                adapt(engine, channel, inbox, message)
-            else:
-                accept(engine, channel, message)
+        if engine.idle:
+            stopped = not attend(engine, channel, inbox)
+        listen()
+        if stopped:
+            return
         if isinstance(engine, EncoderQueue):
             encode(engine, channel)
         else:
-            channel.sendall(outputs_frame(engine.step(), engine.counters()))
+            channel.sendall(outputs_frame(engine.step(listen), engine.counters()))
+
+
+def attend(
+    engine: Engine | EncoderQueue, channel: socket.socket, inbox: queue.SimpleQueue[Message]
+) -> bool:
+    """Do what the next message asks for; waits for it. False where it asks to stop."""
+    message = inbox.get()
+    kind = message["kind"]
+    if kind == "cancel":
+        engine.cancel(message["id"])
+    elif "adapter" in kind:
+        adapt(engine, channel, inbox, message)
+    elif kind != "stop":
+        accept(engine, channel, message)
+    return bool(kind != "stop")
 
 
 def encode(engine: EncoderQueue, channel: socket.socket) -> None:
