@@ -176,7 +176,8 @@ class EngineProcess:
         EngineDied where that takes too long, or has failed."""
         if self.writer is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.settled.wait(), RESTART_WAIT)
+                async with asyncio.timeout(RESTART_WAIT):
+                    await self.settled.wait()
         if self.writer is None:
             raise EngineDied("the engine is being started")
         return self.writer
@@ -303,7 +304,9 @@ class EngineProcess:
             writer.close()
         if self.process is not None:
             try:
-                await asyncio.wait_for(self.process.wait(), STOP_GRACE)
+                # not wait_for: it loses a cancellation that comes with the process's end
+                async with asyncio.timeout(STOP_GRACE):
+                    await self.process.wait()
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
