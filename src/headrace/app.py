@@ -26,10 +26,13 @@ from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import resolve
 from headrace.gateway.adapters import Adapters
 from headrace.gateway.admission import Admission
-from headrace.gateway.app import build
+from headrace.gateway.app import build, generations
 from headrace.gateway.connection import Connection
 from headrace.gateway.engine_metrics import watch_engines, watch_residency
 from headrace.gateway.keyring import Keyring
+from headrace.gateway.offline.endpoints import Offline
+from headrace.gateway.offline.runner import Runner
+from headrace.gateway.offline.store import OfflineStore
 from headrace.gateway.reload import Reloader
 from headrace.gateway.residents import Residents
 from headrace.gateway.services import HEARTBEAT, Deployment, Services
@@ -64,7 +67,13 @@ class App:
         admin: list[Route] = []
         if isinstance(local, LocalProvider):
             admin = Adapters(services, local, pull).routes() + Residents(services, local).routes()
-        self.asgi: ASGIApp = build(services, [*admin, *page], self._lifespan)
+        answers = generations(services)
+        directory = data_directory(services.configuration)
+        stored = OfflineStore(recorder.store.engine, directory, lambda: services.wall())
+        self.runner = Runner(services, answers, stored)
+        offline = Offline(services, stored, self.runner).routes()
+        routes = [*offline, *admin, *page]
+        self.asgi: ASGIApp = build(services, answers, routes, self._lifespan)
 
     @classmethod
     def build(
@@ -134,6 +143,7 @@ class App:
                 for provider in self.services.providers.values():
                     group.create_task(provider.start())
             self.services.keyring.start()
+            self.runner.start()
             if self.reloader is not None:
                 self.reloader.start()
         except ExceptionGroup as errors:
@@ -141,6 +151,7 @@ class App:
 
     async def close(self) -> None:
         """Let running calls say their end, then release everything; what was recorded is kept."""
+        await self.runner.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.services.admission.idle(), GRACE)
         if self.reloader is not None:

@@ -244,6 +244,19 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Count = 64 * 1024 * 1024
 
 
+class Files(Struct, frozen=True, forbid_unknown_fields=True):
+    """What callers may store: bytes of one file, and of all files of one key."""
+
+    max_bytes: Count = 200 * 1024 * 1024
+    max_total_bytes: Count = 10 * 1024**3
+
+
+class Batches(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many lines of batches run at once, on our own engines and on remote providers each."""
+
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 16
+
+
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
     """Where calls are recorded. None: `~/.local/share/headrace` (or `$HEADRACE_HOME`)."""
 
@@ -263,4 +276,6 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     )
     routes: tuple[Route, ...] = ()
     cache: Cache = Cache()
+    files: Files = Files()
+    batches: Batches = Batches()
     log: Log = Log()

@@ -17,7 +17,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 from msgspec import structs
 
@@ -185,8 +185,9 @@ class Execution:
         """The next of `waiting`, opened, or the one after it that hedged it."""
         trial = Trial(self._ground, waiting.popleft(), request)
         patience = self._plan.conduct.hedge_after
+        bound = nullcontext() if self._deadline is None else asyncio.timeout_at(self._deadline)
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with bound:
                 if patience is None or not waiting:
                     await self._opened(trial, failed)
                     return trial

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from itertools import pairwise
 
@@ -31,13 +33,44 @@ from ..models.program import (
 from ..sampling import sample
 from ..weights.lowrank import LowRank
 from ..weights.tensor import Tensor
-from .base import Batch, Float32, Int32, KVLayout, KVType, Sampled
+from .base import (
+    Batch,
+    Float32,
+    Int32,
+    KVLayout,
+    KVType,
+    Pending,
+    Sampled,
+    SamplingRows,
+)
 
 SUPPORTS = EVERYTHING
 
 
+@dataclass(slots=True)
+class Step:
+    """Logits, then what was chosen by them."""
+
+    logits: Float32
+    began: float  # seconds
+    sampled: Sampled | None = None
+
+    def choose(self, rows: SamplingRows) -> None:
+        """Sample."""
+        sampled = sample(self.logits, rows)
+        self.sampled = replace(sampled, seconds=time.perf_counter() - self.began)
+
+    def wait(self) -> Sampled:
+        """What was chosen. Raises ValueError before that."""
+        if self.sampled is None:
+            raise ValueError("the step was never told how its tokens are chosen")
+        return self.sampled
+
+
 class ReferenceBackend:
     """Runs a program op by op over float32 copies of the weights."""
+
+    queues = False
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout) -> None:
         self.program = program
@@ -64,9 +97,19 @@ class ReferenceBackend:
             self.execute(op, batch)
         return self.result
 
+    def launch(self, batch: Batch, after: Pending | None = None) -> Step:
+        """Run all ops, at once; sample when it is known how."""
+        began = time.perf_counter()
+        if after is not None:
+            batch.fill(after.wait())
+        step = Step(self.logits(batch), began)
+        if batch.sampling is not None:
+            step.choose(batch.sampling)
+        return step
+
     def run(self, batch: Batch) -> Sampled:
         """Run all ops and sample."""
-        return sample(self.logits(batch), batch.sampling)
+        return self.launch(batch).wait()
 
     def kernels(self) -> Mapping[str, str]:
         """Every op is numpy's."""

@@ -15,7 +15,7 @@ import torch
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Sampled
+from ..base import Batch, Float32, KVLayout, Pending, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
 from .attention import query_block
@@ -25,7 +25,7 @@ from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
-from .sampling import sample
+from .running import Clock, Running
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -56,6 +56,8 @@ def found_device() -> Device:
 
 class CUDABackend:
     """One loaded model on one GPU."""
+
+    queues = True
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, on: Device):
         self.kv = kv
@@ -109,8 +111,11 @@ class CUDABackend:
             model.partial_stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
             self.graphs.forget()
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Run the program; what it gives of the sampled rows, on the device."""
+    def forward(self, batch: Batch, before: torch.Tensor | None = None) -> torch.Tensor:
+        """Run the program; what it gives of the sampled rows, on the device.
+
+        `before`: the tokens of the step before, where the batch has carried ones.
+        """
         model, rows = self.model, len(batch.tokens)
         adapted = model.adapters.rows(batch)
         decodes = rows == len(batch.context_lengths) == len(batch.sampled_rows)
@@ -127,6 +132,9 @@ class CUDABackend:
         if self.arena.generation != self.generation:
             self.generation = self.arena.generation
             self.graphs.forget()
+        if before is not None and step.carried is not None:
+            taken = before[step.carried.clamp(min=0)].to(torch.int32)
+            step.tokens.copy_(torch.where(step.carried < 0, step.tokens, taken))
         self.make_partial_room(step)
         self.graphs.run(step, repeats=decodes and not adapted)
         return model.logits[: self.given(batch)]
@@ -137,12 +145,25 @@ class CUDABackend:
             return len(batch.sampled_rows)
         return len(batch.context_lengths) if Pool in self.kinds else len(batch.tokens)
 
-    def run(self, batch: Batch) -> Sampled:
-        """Run the program and sample. Raises MemoryError."""
+    def launch(self, batch: Batch, after: Pending | None = None) -> Running:
+        """Put a step on the stream; the host goes on. Raises MemoryError, ValueError."""
+        before = None
+        if batch.carried is not None:
+            if not isinstance(after, Running) or after.chosen is None:
+                raise ValueError("carried tokens need a step before that chooses them")
+            before = after.chosen.tokens
+        clock = Clock(self.model.device)
         try:
-            return sample(self.forward(batch), batch.sampling)
+            running = Running(self.forward(batch, before), clock)
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
+        if batch.sampling is not None:
+            running.choose(batch.sampling)
+        return running
+
+    def run(self, batch: Batch) -> Sampled:
+        """Run the program and sample. Raises MemoryError."""
+        return self.launch(batch).wait()
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises MemoryError."""
