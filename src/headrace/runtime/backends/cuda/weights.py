@@ -156,7 +156,9 @@ def nibble_groups(chunks: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def paired(groups: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes of 4 bits [.., 32] as bytes [.., 16] of values i and i + 16."""
-    found: NDArray[np.uint8] = groups[..., :16] | groups[..., 16:] << 4
+    found: NDArray[np.uint8] = np.bitwise_or(
+        groups[..., :16], np.left_shift(groups[..., 16:], np.uint8(4))
+    )
     return found
 
 
