@@ -207,9 +207,9 @@ def behind_others(request: AnyRequest) -> AnyRequest:
 
 def most_of(plan: Plan) -> float:
     """The most dollars that a plan can cost: every prompt, however often it is sent and as if each
-    character were a token, and the dearest answer."""
-    prompts = sum(attempt.prompt_cost for attempt in plan.attempts) * CHARACTERS_PER_TOKEN
-    answer = max(attempt.cost - attempt.prompt_cost for attempt in plan.attempts)
+    character were a token, and the dearest answer. What has no known price counts for nothing."""
+    prompts = sum(attempt.prompt_cost or 0.0 for attempt in plan.attempts) * CHARACTERS_PER_TOKEN
+    answer = max((a.cost or 0.0) - (a.prompt_cost or 0.0) for a in plan.attempts)
     return prompts * (1 + plan.conduct.retries) + answer
 
 
