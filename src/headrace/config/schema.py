@@ -279,6 +279,14 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
     content: bool = True  # record input and output, not only their sizes
 
 
+class Logging(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said on standard error: `requests` is a line of JSON for each, `format` is that of
+    everything else."""
+
+    requests: bool = False
+    format: Literal["text", "json"] = "text"
+
+
 class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -294,3 +302,4 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     files: Files = Files()
     batches: Batches = Batches()
     log: Log = Log()
+    logging: Logging = Logging()

@@ -21,7 +21,7 @@ from headrace.config.schema import LOCAL
 from headrace.gateway import request_ids
 from headrace.gateway.accounting import account
 from headrace.gateway.admission import check_type, read_body
-from headrace.gateway.call import Call, Turn
+from headrace.gateway.call import CLIENT_CLOSED, Call, Turn
 from headrace.gateway.connection import Client, client_of
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
@@ -43,7 +43,6 @@ from headrace.router.plan import Plan
 
 LARGE = 256 * 1024  # bytes; about a millisecond
 LARGE_BODIES = ThreadPoolExecutor(1, "large-bodies")
-CLIENT_CLOSED = 499  # what the record says where no status was sent
 
 log = logging.getLogger(__name__)
 
