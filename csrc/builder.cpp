@@ -253,6 +253,10 @@ void Model::attention(std::size_t out, std::size_t qkv, std::size_t layer, std::
   const std::size_t queries = std::max(kTileQueries, group);
   const std::size_t states = 2 * attention_state(cache_shape_, queries);
   scratch_floats_ = std::max(scratch_floats_, padded16(attention_scratch(cache_shape_, queries) + states));
+  if (kernels_.attention_brains) {
+    const std::size_t many = std::max(brain_queries(cache_shape_), group);
+    scratch_floats_ = std::max(scratch_floats_, attention_brain_scratch(cache_shape_, many));
+  }
   const float* scores = sinks ? vector_of(*sinks, heads) : nullptr;
   ops_.push_back(AttentionOp{&buffer(out), &buffer(qkv), layer, heads, scale, window, cap, scores, causal});
 }

@@ -1,6 +1,7 @@
 // One step: every member of the team walks the ops together and takes tasks of each until none is left.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 
@@ -100,13 +101,17 @@ void Model::plan_rows(const Batch& batch) {
 
 void Model::plan_attention(const Batch& batch) {
   step_.tiles.clear();
-  const std::size_t tile = std::max<std::size_t>(1, kTileQueries / group_);
+  const std::size_t few = std::max<std::size_t>(1, kTileQueries / group_), many = brain_rows();
   std::size_t longest = 0;
   for (std::size_t i = 0; i < batch.sequences(); ++i) {
     const auto last = static_cast<std::size_t>(batch.row_starts[i + 1]);
-    for (auto begin = static_cast<std::size_t>(batch.row_starts[i]); begin < last; begin += tile) {
-      step_.tiles.push_back({i, begin, std::min(begin + tile, last)});
-      longest = std::max(longest, static_cast<std::size_t>(batch.context_lengths[i]));
+    for (auto begin = static_cast<std::size_t>(batch.row_starts[i]); begin < last;) {
+      const bool given = many && step_.given[begin];
+      std::size_t end = begin + 1;
+      while (end < std::min(begin + (given ? many : few), last) && (!many || step_.given[end] == given)) ++end;
+      step_.tiles.push_back({i, begin, end, given});
+      if (!given) longest = std::max(longest, static_cast<std::size_t>(batch.context_lengths[i]));
+      begin = end;
     }
   }
   SplitAttention& split = step_.split;
@@ -114,9 +119,20 @@ void Model::plan_attention(const Batch& batch) {
   split.parts = 1;
   if (team_.size() == 1 || whole >= kEnoughTasks * static_cast<std::size_t>(team_.size())) return;
   split.parts = std::max<std::size_t>(1, chunks(longest, cache_shape_.span()));
-  const std::size_t state = attention_state(cache_shape_, tile * group_) * sizeof(float);
+  const std::size_t state = attention_state(cache_shape_, few * group_) * sizeof(float);
   split.states.grow(product(product(whole, split.parts), state));
   while (split.finished.size() < whole) split.finished.emplace_back();
+}
+
+// Rows of given tokens that attention takes together, so many that they fit and every member has several
+// tasks; 0: it takes them as it takes chosen ones.
+std::size_t Model::brain_rows() const {
+  if (!kernels_.attention_brains || exact_ || !widens(cache_shape_)) return 0;
+  const auto given = static_cast<std::size_t>(std::count(step_.given.begin(), step_.given.end(), 1));
+  const std::size_t tasks = 2 * kEnoughTasks * static_cast<std::size_t>(team_.size());
+  const std::size_t whole = 32 / std::gcd(group_, std::size_t{32});  // rows that fill tiles
+  const std::size_t share = std::max<std::size_t>(1, chunks(given * shape_.kv_heads / tasks, whole)) * whole;
+  return std::min(share, std::max<std::size_t>(1, brain_queries(cache_shape_) / group_));
 }
 
 float* Model::scratch_of(int member) const {
@@ -328,7 +344,10 @@ void Model::execute(const AttentionOp& op, std::size_t first, std::size_t last, 
     const std::size_t index = task / parts, head = index % shape_.kv_heads;
     const RowTile& rows = step_.tiles[step_.tiles.size() - 1 - index / shape_.kv_heads];
     const AttentionTile tile = attention_tile(op, rows, head, member);
-    if (parts == 1) {
+    if (rows.given) {
+      if (task % parts) continue;
+      kernels_.attention_brains(tile);
+    } else if (parts == 1) {
       attend_whole(tile, member);
     } else if (!attend_part(tile, index, task % parts)) {
       continue;

@@ -81,6 +81,7 @@ class Model {
   void work(int member);
   void plan_rows(const Batch& batch);
   void plan_attention(const Batch& batch);
+  std::size_t brain_rows() const;
   void plan_adapters(const Batch& batch);
   float* scratch_of(int member) const;
   AttentionTile attention_tile(const AttentionOp& op, const RowTile& tile, std::size_t head, int member) const;

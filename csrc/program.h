@@ -168,9 +168,10 @@ struct Columns {
   std::size_t begin, end;
 };
 
-// Rows [begin, end) of a sequence that attention takes together.
+// Rows [begin, end) of a sequence that attention takes together: of given tokens, or of chosen ones.
 struct RowTile {
   std::size_t sequence, begin, end;
+  bool given;
 };
 
 // Where few tiles meet a long context, the spans of the context are tasks of their own; whoever

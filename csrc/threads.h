@@ -15,7 +15,7 @@ void await(const std::atomic<std::uint32_t>& value, std::uint32_t target);
 // Adds, and wakes those who await `target` if it is reached.
 void add_and_wake(std::atomic<std::uint32_t>& value, std::uint32_t amount, std::uint32_t target);
 
-// Spins for tens of microseconds, then sleeps in the kernel: an idle team uses no processor time.
+// Spins for some hundred microseconds at most, then sleeps in the kernel: an idle team uses no processor time.
 // Threads are not pinned: where several processes share a machine, the kernel places them better.
 class Team {
  public:

@@ -168,6 +168,22 @@ inline std::size_t attention_scratch(const CacheShape& cache, std::size_t querie
   return floats > codes ? floats : codes;
 }
 
+// Attention in bfloat16: positions that are widened together, and the queries of a job at most, unless a
+// row has more: what it keeps of them fits a part of the L2 cache.
+constexpr std::size_t kBrainSpan = 256;
+inline std::size_t brain_queries(const CacheShape& cache) { return (98304 / cache.head_stride() + 31) / 32 * 32; }
+
+// Whether a cache can be widened to bfloat16: a span is whole blocks, a block whole products.
+inline bool widens(const CacheShape& cache) {
+  return cache.codes() && cache.block_size % 32 == 0 && kBrainSpan % cache.block_size == 0;
+}
+
+// Queries, sums, largest scores and totals; scores and weights of 32 queries; keys and values of a span.
+inline std::size_t attention_brain_scratch(const CacheShape& cache, std::size_t queries) {
+  const std::size_t many = (queries + 31) / 32 * 32, width = cache.head_stride(), padded = (width + 31) / 32 * 32;
+  return many * (padded / 2 + width + 17) + kBrainSpan * (32 + 16 + padded / 2 + width / 2);
+}
+
 // A change of one weight [rows, columns]: out += (source · down) · up · scale.
 struct LowRank {
   const float* down;  // [columns, lanes]; lanes past the rank are 0
@@ -221,6 +237,9 @@ struct Kernels {
   void (*attention_part)(const AttentionTile&, std::size_t begin, std::size_t end, float* state);
   void (*attention_merge)(const AttentionTile&, float* into, float* part);
   void (*attention_finish)(const AttentionTile&, float* state);
+  // All of it at once, in bfloat16, over a cache that widens(); scratch has attention_brain_scratch() floats.
+  // Null where the level has no such tiles.
+  void (*attention_brains)(const AttentionTile&);
   // The largest value and the first index that has it.
   std::size_t (*largest)(const float* values, std::size_t count);
   // log(sum(exp(values[i] - shift))) + shift

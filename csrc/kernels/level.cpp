@@ -53,6 +53,11 @@ const Kernels kKernels = {
     .attention_part = attention_part,
     .attention_merge = attention_merge,
     .attention_finish = attention_finish,
+#if defined(__AMX_BF16__)
+    .attention_brains = attention_brains,
+#else
+    .attention_brains = nullptr,
+#endif
     .largest = largest,
     .log_sum_exp = log_sum_exp,
 };

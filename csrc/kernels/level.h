@@ -25,5 +25,6 @@ void attention_prepare(const AttentionTile& job);
 void attention_part(const AttentionTile& job, std::size_t begin, std::size_t end, float* state);
 void attention_merge(const AttentionTile& job, float* into, float* part);
 void attention_finish(const AttentionTile& job, float* state);
+void attention_brains(const AttentionTile& job);
 
 }  // namespace headrace::HEADRACE_LEVEL

@@ -48,11 +48,12 @@ class Fronted:
         return getattr(self.inner, name)
 
     def launch(self, batch: Batch, after: Pending | None = None) -> Pending:
-        whole = batch if after is None else batch.filled(after.wait())
+        if after is not None:
+            batch.fill(after.wait())
         if not self.later:
-            self.fault(whole)
+            self.fault(batch)
         before = after.inner if isinstance(after, Step) else after
-        return Step(self, self.inner.launch(batch, before), whole)
+        return Step(self, self.inner.launch(batch, before), batch)
 
     def run(self, batch: Batch) -> Sampled:
         return self.launch(batch).wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from headrace.gateway.call import Call
 from headrace.gateway.services import Services
 from headrace.observability.record import AttemptRecord, CallRecord, CallStatus
 from headrace.protocol.errors import HeadraceError
-from headrace.protocol.generation import EngineTimings, GenerationRequest, Usage
+from headrace.protocol.generation import AnyRequest, EngineTimings, GenerationRequest, Usage
 from headrace.router.decide import digest
 
 _SILENT = GenerationRequest(endpoint="chat", model="")  # says nothing
@@ -145,9 +146,19 @@ def _input(call: Call) -> dict[str, Any] | None:
     request = call.request
     if request is None:
         return None
-    fields = ((name, getattr(request, name)) for name in request.__struct_fields__)
     return {
         name: value
-        for name, value in fields
-        if name == "endpoint" or (name != "tenant" and value != getattr(_SILENT, name, None))
+        for name, default in _told(type(request))
+        if (value := getattr(request, name)) != default
     }
+
+
+@cache
+def _told(kind: type[AnyRequest]) -> tuple[tuple[str, Any], ...]:
+    """The fields of a request that its record holds, each with the value that says nothing;
+    `endpoint` always says something."""
+    return tuple(
+        (name, None if name == "endpoint" else getattr(_SILENT, name, None))
+        for name in kind.__struct_fields__
+        if name != "tenant"
+    )

@@ -58,19 +58,21 @@ class RemoteProvider:
         reader = self._dialect.reader(request)
         patience = self._upstream.patience(whole=not request.stream)
         exchange = self._signed(self._dialect.write(request, model))
-        async with (
-            self._upstream.answer(exchange, patience) as answer,
-            contextlib.aclosing(self._texts(answer, patience)) as texts,
-        ):
-            async for text in texts:
-                for event in reader.feed(text):
-                    patience.progress()
+        async with self._upstream.answer(exchange, patience) as answer:
+            if answer.content_type == "application/json":
+                for event in reader.feed(await self._upstream.body(answer, patience)):
                     yield event
-                if reader.thinking:
-                    patience.progress()
-                patience.satisfied = reader.complete
-                if reader.ended:
-                    break
+            else:
+                async with contextlib.aclosing(self._texts(answer, patience)) as texts:
+                    async for text in texts:
+                        for event in reader.feed(text):
+                            patience.progress()
+                            yield event
+                        if reader.thinking:
+                            patience.progress()
+                        patience.satisfied = reader.complete
+                        if reader.ended:
+                            break
             for event in reader.end(request):
                 yield event if request.stream else at_once(event)
             await drain(answer)
@@ -116,10 +118,7 @@ class RemoteProvider:
     async def _texts(
         self, answer: Connection, patience: Patience
     ) -> AsyncGenerator[str | bytes, None]:
-        """The JSON texts of an answer: a stream's up to [DONE], or the one of a plain body."""
-        if answer.content_type == "application/json":
-            yield await self._upstream.body(answer, patience)
-            return
+        """The JSON texts of a stream, up to [DONE]."""
         if self._dialect.framing == "amazon" and answer.content_type == AMAZON:
             async for text in self._amazon(answer, patience):
                 yield text

@@ -102,7 +102,6 @@ class Engine:
         draft: DraftModel | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.backend = backend
         self.asked = options.backend
         self.limits = options.limits
         self.clock = clock
@@ -111,11 +110,10 @@ class Engine:
         )
         pace = Pace()
         self.scheduler = Scheduler(self.pool, self.limits, pace)
-        self.speculator = Speculator(pace, draft) if options.speculation else None
         self.loop = Loop(
             backend,
             self.scheduler,
-            self.speculator,
+            Speculator(pace, draft) if options.speculation else None,
             checkpoint.vocabulary,
             overlap=options.overlap,
             clock=clock,
@@ -145,6 +143,16 @@ class Engine:
         if options.draft is not None and options.speculation:
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
         return cls(checkpoint, backend, options, draft=draft)
+
+    @property
+    def backend(self) -> Backend:
+        """What runs its steps."""
+        return self.loop.backend
+
+    @property
+    def speculator(self) -> Speculator | None:
+        """What makes drafts, where any are made."""
+        return self.loop.speculator
 
     @property
     def context(self) -> int:

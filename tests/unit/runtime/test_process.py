@@ -66,6 +66,28 @@ async def test_killing_the_process_fails_what_runs_and_it_starts_again(
     assert await text(engine, "b", SamplingParameters(max_tokens=4, ignore_eos=True))
 
 
+async def test_a_call_to_an_engine_that_died_waits_until_it_is_back(engine: EngineProcess) -> None:
+    os.kill(pid(engine), signal.SIGKILL)
+    while engine.ready:
+        await asyncio.sleep(0.01)
+    few = SamplingParameters(max_tokens=4, ignore_eos=True)
+    assert all(await asyncio.gather(*(text(engine, str(index), few) for index in range(20))))
+    assert engine.restarts == 1
+
+
+async def test_a_call_that_waits_for_an_engine_is_answered_when_it_is_closed(
+    engine: EngineProcess,
+) -> None:
+    os.kill(pid(engine), signal.SIGKILL)
+    while engine.ready:
+        await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(text(engine, "a", ENDLESS))
+    await asyncio.sleep(0)
+    await engine.close()
+    with pytest.raises(EngineDied):
+        await waiting
+
+
 async def test_closing_a_stream_stops_its_generation(engine: EngineProcess) -> None:
     stream = engine.generate(Request("a", "Hi", ENDLESS))
     await anext(stream)

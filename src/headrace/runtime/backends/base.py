@@ -10,7 +10,7 @@ something else, such as to plan the next one. `run` is all three at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -107,12 +107,10 @@ class Batch:
     # [rows] sample of the step before whose token this row has, -1: that in `tokens`; None: all -1
     carried: Int32 | None = None
 
-    def filled(self, before: Sampled) -> Batch:
-        """The batch once the step before is over: no token is missing."""
-        if self.carried is None:
-            return self
-        tokens = np.where(self.carried < 0, self.tokens, before.tokens[self.carried])
-        return replace(self, tokens=tokens.astype(np.int32), carried=None)
+    def fill(self, before: Sampled) -> None:
+        """Put the carried tokens, now that the step before is over, where they belong."""
+        if self.carried is not None:
+            np.copyto(self.tokens, before.tokens[self.carried], where=self.carried >= 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,9 @@ class ReferenceBackend:
     def launch(self, batch: Batch, after: Pending | None = None) -> Step:
         """Run all ops, at once; sample when it is known how."""
         began = time.perf_counter()
-        whole = batch if after is None else batch.filled(after.wait())
-        step = Step(self.logits(whole), began)
+        if after is not None:
+            batch.fill(after.wait())
+        step = Step(self.logits(batch), began)
         if batch.sampling is not None:
             step.choose(batch.sampling)
         return step
