@@ -38,7 +38,8 @@ sanitize: $(VENV)/.tested
 		-DHEADRACE_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize
 	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python tests/sanitized.py build/sanitize/_native*.so tests/unit/runtime/backends -k test_cpu_
+		$(BIN)/python tests/sanitized.py build/sanitize/_native*.so tests/unit/runtime/backends \
+		-k "test_cpu_ or (test_launch and not cuda and not reference)"
 
 bench: $(VENV)/.installed
 	$(BIN)/headrace bench

@@ -182,14 +182,16 @@ struct SplitAttention {
   std::deque<std::atomic<std::size_t>> finished;  // [tiles, kv_heads] of the op in progress
 };
 
-// How far an op is: tasks taken and tasks done. An op ends when its tasks are done, not when every
-// member has come by: one that the kernel has put aside delays nobody unless it holds a task.
+// Neighbouring tasks that one member begins with, and others take where it is late.
 struct alignas(64) Share {
   std::atomic<std::uint32_t> taken{0};
 };
+
+// How far an op is: tasks taken and tasks done. An op ends when its tasks are done, not when every
+// member has come by: one that the kernel has put aside delays nobody unless it holds a task.
 struct alignas(64) Progress {
   std::atomic<std::uint32_t> done{0};
-  std::deque<Share> shares;  // of each member: neighbouring tasks, that others take where it is late
+  std::deque<Share> shares;  // one a member
 };
 
 // What a step gives.

@@ -64,20 +64,26 @@ struct alignas(64) Products {
   IntVector upper[kTileRows], lower[kTileRows];
 };
 
+// What a pass reads: weights of a few blocks, and a group's activations of the same blocks.
+struct Pass {
+  const std::int8_t* activations;
+  const std::int8_t* weights;
+};
+
 // A step is begun (multiplied) two steps before its sums are read, and finished (stored) one step before:
 // tile instructions take long, and the processor must not stand and wait for any of them. The sums of
 // even and odd steps are in tiles of their own.
 template <PanelKind KIND, int ODD>
-inline void begin(const std::int8_t* activations, const std::int8_t* weights) {
-  _tile_loadd(6, weights, 64);
-  _tile_loadd(4, activations, kRowBytes);
+inline void begin(const Pass& from) {
+  _tile_loadd(6, from.weights, 64);
+  _tile_loadd(4, from.activations, kRowBytes);
   if constexpr (KIND == PanelKind::Q4Min) {
     if constexpr (ODD) { _tile_zero(1); _tile_dpbsud(1, 4, 6); } else { _tile_zero(0); _tile_dpbsud(0, 4, 6); }
   } else {
     if constexpr (ODD) { _tile_zero(1); _tile_dpbssd(1, 4, 6); } else { _tile_zero(0); _tile_dpbssd(0, 4, 6); }
   }
   if constexpr (!one_product(KIND)) {
-    _tile_loadd(5, activations + kBlock, kRowBytes);
+    _tile_loadd(5, from.activations + kBlock, kRowBytes);
     if constexpr (ODD) { _tile_zero(3); _tile_dpbssd(3, 5, 6); } else { _tile_zero(2); _tile_dpbssd(2, 5, 6); }
   }
 }
@@ -184,23 +190,12 @@ inline void write(const IntegerPanels& job, std::size_t row, std::size_t panel, 
   _mm512_mask_storeu_ps(out, static_cast<__mmask16>(left < kLanes ? (1 << left) - 1 : 0xffff), (__m512)sums);
 }
 
-// What a pass reads: one turn's weights, one group's activations of the same blocks.
-struct Pass {
-  const std::int8_t* activations;
-  const std::int8_t* weights;
-};
-
-// Bytes from a step to the one after it.
+// What a step of the pass reads.
 template <PanelKind KIND>
 inline Pass at(const Pass& pass, std::size_t step) {
   constexpr std::size_t kColumns = kBlock / steps_of(KIND);
   const std::size_t block = step / steps_of(KIND), column = step % steps_of(KIND) * kColumns;
   return {pass.activations + block * kTileBytes + column, pass.weights + block * kTileBytes + column * kPanelRows};
-}
-
-template <PanelKind KIND, int ODD>
-inline void begin(const Pass& pass) {
-  begin<KIND, ODD>(pass.activations, pass.weights);
 }
 
 // Multiplies the blocks of `pass`, whose first two steps are begun and first is finished, and as much
@@ -214,6 +209,8 @@ inline void multiply_pass(const Pass& pass, const Pass& next, std::size_t blocks
   for (std::size_t step = 0; step < steps; step += 2) {
     const bool last = step + 2 >= steps;
     const Pass from = last ? next : at<KIND>(pass, step + 2);
+    // Where the count is odd there is no step after the last, and what lies behind it must not be read.
+    const Pass after = last || step + 3 < steps ? at<KIND>(from, 1) : from;
     meanwhile(step / kSteps);
     settle();
     begin<KIND, 0>(from);
@@ -221,7 +218,7 @@ inline void multiply_pass(const Pass& pass, const Pass& next, std::size_t blocks
     accumulate<KIND, ROWS>(products[0], scales[step / kSteps], 0, about + step / kSteps * kTileRows, sums);
     if (kSteps == 1 && step + 1 < steps) meanwhile(step + 1);
     settle();
-    begin<KIND, 1>(at<KIND>(from, 1));
+    begin<KIND, 1>(after);
     finish<KIND, 0>(&products[0]);
     if (kSteps == 1 && step + 1 == steps) break;
     const std::size_t block = (step + 1) / kSteps;
@@ -274,8 +271,8 @@ void multiply(const Patch& patch, std::size_t first, Scratch& scratch) {
         unpack_block<KIND>(packed + block * kBytes, other.weights[block], other.scales[block]);
         fetch<KIND>(fetched + block * kBytes);
       };
-      multiply_pass<KIND, ROWS>(pass, next, count, unpacked.scales, source.blocks + index(group, turn.part), products, sums,
-                          unpack_one);
+      multiply_pass<KIND, ROWS>(pass, next, count, unpacked.scales, source.blocks + index(group, turn.part), products,
+                                sums, unpack_one);
       unpack_one(count);  // parts differ by up to one block
       pass = next;
       if (turn.part + 1 < patch.parts) {

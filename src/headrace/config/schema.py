@@ -99,11 +99,19 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
-    """Dollars per million tokens."""
+    """Dollars per million tokens. A price without `input` and `output` is not known; of a known
+    one, what is not given is 0, and for cached tokens and those written to a cache `input`."""
 
-    input: Dollars = 0.0
-    output: Dollars = 0.0
+    input: Dollars | None = None
+    output: Dollars | None = None
     cached_input: Dollars | None = None
+    cache_write: Dollars | None = None
+    cache_write_1h: Dollars | None = None  # as `cache_write` where it is not given
+
+    @property
+    def known(self) -> bool:
+        """Whether it says anything."""
+        return self.input is not None or self.output is not None
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,6 +135,13 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     prefill: bool = False
     quality: Share | None = None
     limits: Limits = Limits()
+
+    @property
+    def rates(self) -> Price | None:
+        """What its tokens cost; None where that is not known. Nobody bills for our own engine's."""
+        if self.price.known:
+            return self.price
+        return Price(input=0.0, output=0.0) if self.provider == LOCAL else None
 
     @property
     def upstream(self) -> str:
@@ -264,6 +279,14 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True):
     content: bool = True  # record input and output, not only their sizes
 
 
+class Logging(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said on standard error: `requests` is a line of JSON for each, `format` is that of
+    everything else."""
+
+    requests: bool = False
+    format: Literal["text", "json"] = "text"
+
+
 class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -279,3 +302,4 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     files: Files = Files()
     batches: Batches = Batches()
     log: Log = Log()
+    logging: Logging = Logging()

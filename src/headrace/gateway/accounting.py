@@ -28,7 +28,8 @@ def account(
     """Make the call's record and hand it on. After it the last bytes may be sent."""
     record = record_of(services, call, status, http_status, error)
     tokens = record.prompt_tokens + record.completion_tokens
-    services.keyring.end(call.charge, tokens, record.cost)
+    spent = sum(attempt.cost or 0.0 for attempt in record.attempts)
+    services.keyring.end(call.charge, tokens, spent)
     services.record(record)
     services.metrics.observe(record)
 
@@ -77,7 +78,7 @@ def record_of(
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
         usage_provenance=None if usage is NOTHING else usage.provenance,
-        cost=sum(attempt.cost for attempt in attempts),
+        cost=_dollars(attempts),
         decision=None
         if call.decision is None
         else {
@@ -113,6 +114,16 @@ def _attempts(call: Call, own: bool) -> tuple[AttemptRecord, ...]:
     if call.execution is None or (call.cache == "shared" and not own):
         return ()
     return tuple(call.execution.attempts)
+
+
+def _dollars(attempts: tuple[AttemptRecord, ...]) -> float | None:
+    """What all of them cost; None where one has no known price."""
+    total = 0.0
+    for attempt in attempts:
+        if attempt.cost is None:
+            return None
+        total += attempt.cost
+    return total
 
 
 def _itl(call: Call, usage: Usage) -> float | None:

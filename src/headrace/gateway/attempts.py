@@ -261,9 +261,9 @@ class Execution:
         most = self._plan.conduct.max_extra_cost
         if most is None:
             return False
-        lost = sum(record.cost for record in self._ground.records)
+        lost = sum(record.cost or 0.0 for record in self._ground.records)
         if hedging:
-            return lost + max(attempt.prompt_cost for attempt in hedging) > most
+            return lost + max(attempt.prompt_cost or 0.0 for attempt in hedging) > most
         return lost > most
 
 

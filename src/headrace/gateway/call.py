@@ -15,6 +15,8 @@ from headrace.protocol.openai_answer import Identity
 from headrace.router.decide import Decision
 from headrace.router.plan import Attempt, Plan
 
+CLIENT_CLOSED = 499  # what is said of a call whose client left before a status was sent
+
 # Waits until a call that goes to a provider may go on.
 Turn = Callable[[str], Awaitable[None]]
 

@@ -21,7 +21,7 @@ from headrace.config.schema import LOCAL
 from headrace.gateway import request_ids
 from headrace.gateway.accounting import account
 from headrace.gateway.admission import check_type, read_body
-from headrace.gateway.call import Call, Turn
+from headrace.gateway.call import CLIENT_CLOSED, Call, Turn
 from headrace.gateway.connection import Client, client_of
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
@@ -43,7 +43,6 @@ from headrace.router.plan import Plan
 
 LARGE = 256 * 1024  # bytes; about a millisecond
 LARGE_BODIES = ThreadPoolExecutor(1, "large-bodies")
-CLIENT_CLOSED = 499  # what the record says where no status was sent
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +206,9 @@ def behind_others(request: AnyRequest) -> AnyRequest:
 
 def most_of(plan: Plan) -> float:
     """The most dollars that a plan can cost: every prompt, however often it is sent and as if each
-    character were a token, and the dearest answer."""
-    prompts = sum(attempt.prompt_cost for attempt in plan.attempts) * CHARACTERS_PER_TOKEN
-    answer = max(attempt.cost - attempt.prompt_cost for attempt in plan.attempts)
+    character were a token, and the dearest answer. What has no known price counts for nothing."""
+    prompts = sum(attempt.prompt_cost or 0.0 for attempt in plan.attempts) * CHARACTERS_PER_TOKEN
+    answer = max((a.cost or 0.0) - (a.prompt_cost or 0.0) for a in plan.attempts)
     return prompts * (1 + plan.conduct.retries) + answer
 
 

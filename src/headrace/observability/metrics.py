@@ -50,7 +50,7 @@ class Metrics:
         series.prompt += record.prompt_tokens
         series.completion += record.completion_tokens
         series.cached += record.cached_tokens
-        series.cost += record.cost
+        series.cost += record.cost or 0.0
         for tally, seconds in (
             (series.ttft, record.ttft),
             (series.itl, record.itl),
