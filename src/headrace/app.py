@@ -182,7 +182,8 @@ class App:
         """Let running calls say their end, then release everything; what was recorded is kept."""
         await self.runner.close()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.services.admission.idle(), GRACE)
+            async with asyncio.timeout(GRACE):
+                await self.services.admission.idle()
         if self.reloader is not None:
             await self.reloader.close()
         providers = self.services.providers.values()

@@ -218,7 +218,8 @@ class Execution:
         """Keep the store's counts near the truth, and see there when it is to end."""
         while not self._halt.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), TICK)
+                async with asyncio.timeout(TICK):
+                    await self._news.wait()
             self._news.clear()
             await self._change(None, **self._progress(ledger))
             if self.batch.status == "cancelling" or self._expired:

@@ -79,7 +79,8 @@ class Runner:
                 except Exception:
                     log.exception("The batches cannot be read.")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), TICK)
+                    async with asyncio.timeout(TICK):
+                        await self._news.wait()
                 self._news.clear()
         finally:
             for execution in self._running.values():
