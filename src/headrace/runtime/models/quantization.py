@@ -2,7 +2,8 @@
 
 AWQ, GPTQ, FP8 and compressed-tensors keep a matrix as several tensors with the module's name
 before them. Each becomes one `.weight` (`weights.integers`, `weights.float8`). Only weights are
-read: where the config wants activations rounded too, they are not, and their scales are dropped.
+read: where the config wants activations rounded too, their scales are dropped, and a backend rounds
+them or not as its own kernels do.
 """
 
 from __future__ import annotations
