@@ -84,6 +84,7 @@ void Model::in_brains(const LinearOp& op, const Columns& columns, RowRange rows,
                            .stride = op.out->width,
                            .cols = static_cast<int>(std::min(kUnitRows, columns.end - at)),
                            .bias = op.bias.empty() ? nullptr : op.bias.data() + column,
+                           .add = false,
                            .gated = {}},
                           scratch_of(member));
   }
@@ -104,6 +105,7 @@ void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange
                            .stride = 0,
                            .cols = 2 * kPanelRows,
                            .bias = nullptr,
+                           .add = false,
                            .gated = {op.gated->activations(), at, op.gate}},
                           scratch_of(member));
   }
