@@ -1,6 +1,7 @@
 # make serve   a small real model on 127.0.0.1:8000 (ARGS="--port 9000" for more)
 # make test    all checks and all tests, with all that they need
 # make check   the checks alone: format, lint, types, import contracts
+# make sanitize  the CPU backend's op tests over address and undefined-behaviour sanitizers
 # make bench   this machine's figures
 # make clean   away with all that make made, models excepted
 
@@ -13,7 +14,7 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt
 MODEL := smollm2-135m
 NATIVE := $(shell find csrc -type f 2>/dev/null) $(wildcard CMakeLists.txt)
 
-.PHONY: serve test check bench clean chromium
+.PHONY: serve test check sanitize bench clean chromium
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.installed
@@ -28,6 +29,17 @@ check: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The kernels at -O1, checked at every access. What tile instructions read and write is not seen.
+CXX ?= c++
+SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+sanitize: $(VENV)/.tested
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
+		-DHEADRACE_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" >/dev/null
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python tests/sanitized.py build/sanitize/_native*.so tests/unit/runtime/backends \
+		-k "test_cpu_ or (test_launch and not cuda and not reference)"
 
 bench: $(VENV)/.installed
 	$(BIN)/headrace bench

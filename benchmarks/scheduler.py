@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
 import random
 import sys
 import time
@@ -29,6 +27,7 @@ from peers.catalogue import Variant, both
 from peers.protocol import Setup
 from peers.servers import Call as Asked
 from peers.servers import played, serving
+from setting import keep, setting
 
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine, EngineOptions
@@ -188,10 +187,8 @@ def main() -> None:
                 flush=True,
             )
     if asked.output:
-        target = Path(__file__).parent / "results" / f"{asked.output}.json"
-        machine = {"machine": platform.processor() or platform.machine(), "model": path.name}
-        about = {**machine, "capacity": capacity, "requests": asked.requests}
-        target.write_text(json.dumps({**about, "rows": results}, indent=1) + "\n")
+        about = {"setting": setting(), "model": path.name, "requests": asked.requests}
+        keep(asked.output, {**about, "capacity": capacity, "rows": results})
 
 
 if __name__ == "__main__":

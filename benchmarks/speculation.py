@@ -117,7 +117,8 @@ def drafting(engines: dict[str, Engine]) -> Speculator:
 def swap(engines: dict[str, Engine]) -> None:
     """Let the other engine draft."""
     first, second = engines["with"], engines["without"]
-    first.speculator, second.speculator = second.speculator, first.speculator
+    loops = first.loop, second.loop
+    loops[0].speculator, loops[1].speculator = loops[1].speculator, loops[0].speculator
     engines["with"], engines["without"] = second, first
 
 
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--output", help="name of a file in benchmarks/results")
     arguments = parser.parse_args()
     about, path = setting(), pull(arguments.model)
-    options = EngineOptions(kv_tokens=16_384)
+    options = EngineOptions(kv_tokens=16_384, overlap=False)  # a step of each in turn, whole
     engines = {
         "with": Engine.load(path, options),
         "without": Engine.load(path, replace(options, speculation=False)),

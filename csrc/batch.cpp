@@ -108,13 +108,6 @@ void check_masks(const Masks& masks, std::size_t samples, std::size_t vocabulary
   }
 }
 
-void check_sampling(const Sampling& sampling, std::size_t samples, std::size_t vocabulary) {
-  check_length(sampling.rows.size(), "sampling", samples);
-  for (std::size_t i = 0; i < samples; ++i) check_row(sampling.rows[i], i, vocabulary);
-  check_edits(sampling.edits, samples, vocabulary);
-  check_masks(sampling.masks, samples, vocabulary);
-}
-
 }  // namespace
 
 void check(const Batch& batch, const BatchLimits& limits) {
@@ -134,7 +127,15 @@ void check(const Batch& batch, const BatchLimits& limits) {
     refuse("row_starts", sequences, batch.row_starts.back(), "the number of rows, " + std::to_string(rows));
   }
   for (std::size_t i = 0; i < sequences; ++i) check_sequence(batch, limits, i);
-  check_sampling(batch.sampling, batch.samples(), limits.vocabulary);
+}
+
+void check_sampling(const Batch& batch, const BatchLimits& limits) {
+  const Sampling& sampling = batch.sampling;
+  const std::size_t samples = batch.samples();
+  check_length(sampling.rows.size(), "sampling", samples);
+  for (std::size_t i = 0; i < samples; ++i) check_row(sampling.rows[i], i, limits.vocabulary);
+  check_edits(sampling.edits, samples, limits.vocabulary);
+  check_masks(sampling.masks, samples, limits.vocabulary);
 }
 
 }  // namespace headrace

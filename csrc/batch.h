@@ -19,6 +19,7 @@ struct Batch {
   std::vector<std::int32_t> sampled_rows;              // [samples]
   std::vector<std::int32_t> adapters;                  // [sequences] of a number or -1; or empty: none
   Sampling sampling;
+  bool open = false;  // `sampling` comes later
   std::size_t widest = 0;
 
   std::size_t rows() const { return tokens.size(); }
@@ -32,7 +33,10 @@ struct BatchLimits {
   std::size_t blocks, block_size;
 };
 
-// Throws std::invalid_argument that names the field and what was expected.
+// All but `sampling`. Throws std::invalid_argument that names the field and what was expected.
 void check(const Batch& batch, const BatchLimits& limits);
+
+// `sampling` alone.
+void check_sampling(const Batch& batch, const BatchLimits& limits);
 
 }  // namespace headrace

@@ -25,7 +25,7 @@ CacheShape cache_shape(const ModelShape& shape, const Kernels& kernels, bool exa
 }
 
 bool all_packed(const LinearOp& op) {
-  return std::all_of(op.parts.begin(), op.parts.end(), [](const LinearPart& part) { return part.weight->packed.data(); });
+  return std::all_of(op.parts.begin(), op.parts.end(), [](const LinearPart& part) { return part.weight->packed; });
 }
 
 // Whether panel i of the first part and panel i of the second make 16 gated columns.
@@ -153,32 +153,32 @@ void Model::add_linear(Buffer& out, Buffer& source, const std::vector<std::size_
     Weight& part = weight(index);
     require(part.columns == source.width, "linear: a weight's columns are not the source's width");
     pack(part);
-    bytes = bytes || part.packed.data();
+    bytes = bytes || part.packed;
     op.parts.push_back({&part, column});
     column += part.rows;
   }
   require(column == out.width, "linear: the weights' rows are not the output's width");
   if (bytes) {
     have_bytes(source);
-    if (kernels_.tile_panel) scratch_floats_ = std::max(scratch_floats_, tile_scratch(source.width));
+    if (kernels_.tile_panels) scratch_floats_ = std::max(scratch_floats_, kTileScratch);
     if (kernels_.brain_panels) scratch_floats_ = std::max(scratch_floats_, kBrainScratch);
   }
   ops_.push_back(std::move(op));
 }
 
 void Model::pack(Weight& weight) {
-  if (exact_ || weight.packed.data() || !panel_kind(weight.format, &weight.kind)) return;
+  if (exact_ || weight.packed || !panel_kind(weight.format, &weight.kind)) return;
   if (!scales_fit(weight.format, weight.data, weight.rows, weight.columns)) return;
   const std::size_t panels = weight.panels();
   const std::size_t bytes = weight.columns / kBlock * static_cast<std::size_t>(panel_block_bytes(weight.kind));
-  Region packed(product(panels, bytes));
+  std::uint8_t* packed = packed_.take(product(panels, bytes));
   const auto members = static_cast<std::size_t>(team_.size());
   team_.run([&](int member) {
     for (std::size_t i = static_cast<std::size_t>(member); i < panels; i += members) {
-      pack_panel(weight.format, weight.data, weight.rows, weight.columns, i, packed.data() + i * bytes);
+      pack_panel(weight.format, weight.data, weight.rows, weight.columns, i, packed + i * bytes);
     }
   });
-  weight.packed = std::move(packed);
+  weight.packed = packed;
 }
 
 // Make the last op that writes `source` write its bytes too, or add an op that does.
@@ -254,6 +254,10 @@ void Model::attention(std::size_t out, std::size_t qkv, std::size_t layer, std::
   const std::size_t queries = std::max(kTileQueries, group);
   const std::size_t states = 2 * attention_state(cache_shape_, queries);
   scratch_floats_ = std::max(scratch_floats_, padded16(attention_scratch(cache_shape_, queries) + states));
+  if (kernels_.attention_brains) {
+    const std::size_t many = std::max(brain_queries(cache_shape_), group);
+    scratch_floats_ = std::max(scratch_floats_, attention_brain_scratch(cache_shape_, many));
+  }
   const float* scores = sinks ? vector_of(*sinks, heads) : nullptr;
   ops_.push_back(AttentionOp{&buffer(out), &buffer(qkv), layer, heads, scale, window, cap, scores, causal});
 }
@@ -310,7 +314,7 @@ std::map<std::string, std::string> Model::kernel_names() const {
   const std::string level = kernels_.level;
   std::map<std::string, std::string> names = {{"attention", attention_name()},
                                               {"norm", level}};
-  if (!exact_ && kernels_.tile_panel) {
+  if (!exact_ && kernels_.tile_panels) {
     const bool ever = tile_crossover_ <= kTileRows;
     names["linear tiles"] = ever ? "from " + std::to_string(tile_crossover_) + " rows on" : "never quicker here";
   }
@@ -318,7 +322,7 @@ std::map<std::string, std::string> Model::kernel_names() const {
     if (const auto* linear = std::get_if<LinearOp>(&op)) {
       for (const LinearPart& part : linear->parts) {
         const std::string format = size_of(part.weight->format).name;
-        names["linear " + format] = part.weight->packed.data() ? kernels_.integer : level + "-float32";
+        names["linear " + format] = part.weight->packed ? kernels_.integer : level + "-float32";
       }
     }
   }

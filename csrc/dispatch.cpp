@@ -58,7 +58,8 @@ std::vector<const Kernels*> available_levels() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512vnni");
-  if (avx512 && have_tiles()) levels.push_back(&amx::kKernels);
+  const bool brains = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+  if (avx512 && brains && have_tiles()) levels.push_back(&amx::kKernels);
   if (avx512) levels.push_back(&avx512::kKernels);
   if (avx2) levels.push_back(&avx2::kKernels);
 #endif

@@ -1,7 +1,9 @@
 // One step: every member of the team walks the ops together and takes tasks of each until none is left.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
+#include <utility>
 
 #include "model.h"
 
@@ -32,9 +34,13 @@ std::uint8_t* Model::layer_cache(std::size_t layer) const {
   return cache_.data() + layer * shape_.blocks * cache_shape_.block_bytes();
 }
 
+BatchLimits Model::limits() const {
+  return {vocabulary_ ? vocabulary_ : shape_.vocabulary, shape_.vocabulary, shape_.blocks, shape_.block_size};
+}
+
 void Model::prepare(const Batch& batch, bool draws) {
   if (!logits_) throw std::invalid_argument("the program has no logits op");
-  check(batch, {vocabulary_ ? vocabulary_ : shape_.vocabulary, shape_.vocabulary, shape_.blocks, shape_.block_size});
+  check(batch, limits());
   step_.batch = &batch;
   step_.draws = draws;
   if (batch.rows() > capacity_) {
@@ -56,18 +62,25 @@ void Model::prepare(const Batch& batch, bool draws) {
   const std::size_t choices = draws ? product(members, shape_.vocabulary) : 0;
   step_.candidates.grow(product(choices, sizeof(Candidate)));
   step_.edited.grow(product(choices, sizeof(float)));
-  step_.tokens.resize(batch.samples());
-  step_.logprobs.resize(batch.samples());
-  step_.ranked_tokens.resize(product(batch.samples(), batch.sampling.ranked));
-  step_.ranked_logprobs.resize(step_.ranked_tokens.size());
+  if (draws && !batch.open) prepare_choice(batch);
   plan_rows(batch);
   plan_attention(batch);
   plan_adapters(batch);
   while (progress_.size() < ops_.size()) progress_.emplace_back();
   for (Progress& progress : progress_) {
-    progress.taken.store(0, std::memory_order_relaxed);
+    while (progress.shares.size() < members) progress.shares.emplace_back();
+    for (Share& share : progress.shares) share.taken.store(0, std::memory_order_relaxed);
     progress.done.store(0, std::memory_order_relaxed);
   }
+}
+
+void Model::prepare_choice(const Batch& batch) {
+  check_sampling(batch, limits());
+  Chosen& chosen = step_.chosen;
+  chosen.tokens.resize(batch.samples());
+  chosen.logprobs.resize(batch.samples());
+  chosen.ranked_tokens.resize(product(batch.samples(), batch.sampling.ranked));
+  chosen.ranked_logprobs.resize(chosen.ranked_tokens.size());
 }
 
 void Model::plan_rows(const Batch& batch) {
@@ -88,13 +101,17 @@ void Model::plan_rows(const Batch& batch) {
 
 void Model::plan_attention(const Batch& batch) {
   step_.tiles.clear();
-  const std::size_t tile = std::max<std::size_t>(1, kTileQueries / group_);
+  const std::size_t few = std::max<std::size_t>(1, kTileQueries / group_), many = brain_rows();
   std::size_t longest = 0;
   for (std::size_t i = 0; i < batch.sequences(); ++i) {
     const auto last = static_cast<std::size_t>(batch.row_starts[i + 1]);
-    for (auto begin = static_cast<std::size_t>(batch.row_starts[i]); begin < last; begin += tile) {
-      step_.tiles.push_back({i, begin, std::min(begin + tile, last)});
-      longest = std::max(longest, static_cast<std::size_t>(batch.context_lengths[i]));
+    for (auto begin = static_cast<std::size_t>(batch.row_starts[i]); begin < last;) {
+      const bool given = many && step_.given[begin];
+      std::size_t end = begin + 1;
+      while (end < std::min(begin + (given ? many : few), last) && (!many || step_.given[end] == given)) ++end;
+      step_.tiles.push_back({i, begin, end, given});
+      if (!given) longest = std::max(longest, static_cast<std::size_t>(batch.context_lengths[i]));
+      begin = end;
     }
   }
   SplitAttention& split = step_.split;
@@ -102,21 +119,61 @@ void Model::plan_attention(const Batch& batch) {
   split.parts = 1;
   if (team_.size() == 1 || whole >= kEnoughTasks * static_cast<std::size_t>(team_.size())) return;
   split.parts = std::max<std::size_t>(1, chunks(longest, cache_shape_.span()));
-  const std::size_t state = attention_state(cache_shape_, tile * group_) * sizeof(float);
+  const std::size_t state = attention_state(cache_shape_, few * group_) * sizeof(float);
   split.states.grow(product(product(whole, split.parts), state));
   while (split.finished.size() < whole) split.finished.emplace_back();
+}
+
+// Rows of given tokens that attention takes together, so many that they fit and every member has several
+// tasks; 0: it takes them as it takes chosen ones.
+std::size_t Model::brain_rows() const {
+  if (!kernels_.attention_brains || exact_ || !widens(cache_shape_)) return 0;
+  const auto given = static_cast<std::size_t>(std::count(step_.given.begin(), step_.given.end(), 1));
+  const std::size_t tasks = 2 * kEnoughTasks * static_cast<std::size_t>(team_.size());
+  const std::size_t whole = 32 / std::gcd(group_, std::size_t{32});  // rows that fill tiles
+  const std::size_t share = std::max<std::size_t>(1, chunks(given * shape_.kv_heads / tasks, whole)) * whole;
+  return std::min(share, std::max<std::size_t>(1, brain_queries(cache_shape_) / group_));
 }
 
 float* Model::scratch_of(int member) const {
   return scratch_.as<float>() + static_cast<std::size_t>(member) * scratch_floats_;
 }
 
-void Model::run(const Batch& batch, bool draws) {
+void Model::launch(const Batch& batch, bool draws) {
   prepare(batch, draws);
-  if (!batch.rows()) return;
-  team_.run([this](int member) {
-    for (std::size_t i = 0; i < ops_.size(); ++i) execute(i, member);
-  });
+  step_.settled.store(batch.open ? 0 : 1, std::memory_order_relaxed);
+  step_.took.store(0, std::memory_order_relaxed);
+  step_.began = std::chrono::steady_clock::now();
+  if (batch.rows()) team_.start([this](int member) { work(member); });
+}
+
+void Model::choose() {
+  try {
+    prepare_choice(*step_.batch);
+  } catch (...) {
+    give_up();
+    throw;
+  }
+  add_and_wake(step_.settled, 1, 1);
+}
+
+void Model::give_up() {
+  step_.draws = false;
+  add_and_wake(step_.settled, 1, 1);
+}
+
+Chosen Model::finish() {
+  if (step_.batch->rows()) team_.join();
+  step_.chosen.seconds = static_cast<double>(step_.took.load(std::memory_order_relaxed)) * 1e-9;
+  return std::exchange(step_.chosen, {});
+}
+
+void Model::work(int member) {
+  for (std::size_t i = 0; i < ops_.size(); ++i) execute(i, member);
+  // Who comes here first has seen the end of the last op; the others may have been busy elsewhere.
+  std::int64_t unknown = 0;
+  const auto took = std::chrono::steady_clock::now() - step_.began;
+  step_.took.compare_exchange_strong(unknown, std::chrono::nanoseconds(took).count(), std::memory_order_relaxed);
 }
 
 std::size_t Model::tasks(const Op& op) const {
@@ -135,16 +192,24 @@ std::size_t Model::tasks(const Op& op) const {
 
 void Model::execute(std::size_t index, int member) {
   const Op& op = ops_[index];
+  if (std::holds_alternative<SampleOp>(op)) await(step_.settled, 1);
   Progress& progress = progress_[index];
   const auto count = static_cast<std::uint32_t>(tasks(op));
-  // Several portions a member, so that one that is held up keeps little from the others.
-  const std::uint32_t portion = std::max(1u, count / (8 * static_cast<std::uint32_t>(team_.size())));
-  while (progress.taken.load(std::memory_order_relaxed) < count) {
-    const std::uint32_t first = progress.taken.fetch_add(portion, std::memory_order_relaxed);
-    if (first >= count) break;
-    const std::uint32_t last = std::min(first + portion, count);
-    std::visit([&](const auto& record) { execute(record, first, last, member); }, op);
-    add_and_wake(progress.done, last - first, count);
+  const auto members = static_cast<std::uint32_t>(team_.size());
+  // A member's own share first: its tasks lie beside each other, and what it reads of one leads to the next.
+  for (std::uint32_t i = 0; i < members; ++i) {
+    const std::uint32_t whose = (static_cast<std::uint32_t>(member) + i) % members;
+    const auto bound = [&](std::uint64_t share) { return static_cast<std::uint32_t>(share * count / members); };
+    const std::uint32_t begin = bound(whose), size = bound(whose + 1) - begin;
+    std::atomic<std::uint32_t>& taken = progress.shares[whose].taken;
+    for (std::uint32_t first = taken.load(std::memory_order_relaxed); first < size;) {
+      // Half of what is left: long runs at first, and little to wait for at the end.
+      const std::uint32_t last = first + (size - first + 1) / 2;
+      if (!taken.compare_exchange_weak(first, last, std::memory_order_relaxed)) continue;
+      std::visit([&](const auto& record) { execute(record, begin + first, begin + last, member); }, op);
+      add_and_wake(progress.done, last - first, count);
+      first = taken.load(std::memory_order_relaxed);
+    }
   }
   await(progress.done, count);
 }
@@ -279,7 +344,10 @@ void Model::execute(const AttentionOp& op, std::size_t first, std::size_t last, 
     const std::size_t index = task / parts, head = index % shape_.kv_heads;
     const RowTile& rows = step_.tiles[step_.tiles.size() - 1 - index / shape_.kv_heads];
     const AttentionTile tile = attention_tile(op, rows, head, member);
-    if (parts == 1) {
+    if (rows.given) {
+      if (task % parts) continue;
+      kernels_.attention_brains(tile);
+    } else if (parts == 1) {
       attend_whole(tile, member);
     } else if (!attend_part(tile, index, task % parts)) {
       continue;
@@ -319,11 +387,12 @@ void Model::execute(const SampleOp& op, std::size_t first, std::size_t last, int
   const std::size_t mine = static_cast<std::size_t>(member) * shape_.vocabulary;
   const SampleScratch scratch = {step_.candidates.as<Candidate>() + mine, step_.edited.as<float>() + mine};
   const Sampling& sampling = step_.batch->sampling;
+  Chosen& chosen = step_.chosen;
   for (std::size_t i = first; i < last; ++i) {
     const std::size_t ranked = i * sampling.ranked;
     headrace::sample(kernels_, op.logits->row(i), shape_.vocabulary, sampling, i, scratch,
-                     {&step_.tokens[i], &step_.logprobs[i], step_.ranked_tokens.data() + ranked,
-                      step_.ranked_logprobs.data() + ranked});
+                     {&chosen.tokens[i], &chosen.logprobs[i], chosen.ranked_tokens.data() + ranked,
+                      chosen.ranked_logprobs.data() + ranked});
   }
 }
 

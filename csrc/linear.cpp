@@ -49,12 +49,13 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
     for (; unit >= units(*part->weight); ++part) unit -= units(*part->weight);
     const Weight& weight = *part->weight;
     const std::size_t begin = task / across * together, end = std::min(begin + together, rows);
-    // Neighbouring panels, as many as stay in the L1 cache, share each tile of rows.
-    const std::size_t close = std::max<std::size_t>(1, kPanelBytes / 2 / std::max<std::size_t>(1, weight.panel_bytes()));
+    // Neighbouring panels, as many as stay in the L1 cache, share each tile of rows; tiles see to it themselves.
+    const std::size_t panel_bytes = std::max<std::size_t>(1, weight.panel_bytes());
+    const std::size_t close = kernels_.tile_panels ? across : std::max<std::size_t>(1, kPanelBytes / 2 / panel_bytes);
     const std::size_t count = std::min({last - task, units(weight) - unit, close});
     const Columns columns = {part, unit * kUnitRows, std::min((unit + count) * kUnitRows, weight.rows)};
     const auto multiply = [&](RowRange range, bool given) {
-      if (!weight.packed.data()) return in_floats(op, columns, range, member);
+      if (!weight.packed) return in_floats(op, columns, range, member);
       given ? in_brains(op, columns, range, member) : in_integers(op, columns, range, member);
     };
     if (op.out == logits_) {
@@ -74,7 +75,7 @@ void Model::in_brains(const LinearOp& op, const Columns& columns, RowRange rows,
   const Weight& weight = *columns.part->weight;
   for (std::size_t at = columns.begin; at < columns.end; at += kUnitRows) {
     const std::size_t column = columns.part->column + at;
-    const std::uint8_t* panel = weight.packed.data() + at / kPanelRows * weight.panel_bytes();
+    const std::uint8_t* panel = weight.packed + at / kPanelRows * weight.panel_bytes();
     kernels_.brain_panels({.kind = weight.kind,
                            .panels = {panel, panel + weight.panel_bytes()},
                            .source = op.source->activations(),
@@ -97,7 +98,7 @@ void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange
   for (std::size_t at = columns.begin; at < columns.end; at += kPanelRows) {
     const std::size_t offset = at / kPanelRows * gate.panel_bytes();
     kernels_.brain_panels({.kind = gate.kind,
-                           .panels = {gate.packed.data() + offset, up.packed.data() + offset},
+                           .panels = {gate.packed + offset, up.packed + offset},
                            .source = op.source->activations(),
                            .begin = rows.begin,
                            .end = rows.end,
@@ -113,27 +114,20 @@ void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange
 
 void Model::in_integers(const LinearOp& op, const Columns& columns, RowRange rows, int member) const {
   const Weight& weight = *columns.part->weight;
-  const auto job = [&](std::size_t at, RowRange range) -> IntegerPanel {
-    return {weight.kind, weight.packed.data() + at / kPanelRows * weight.panel_bytes(), op.source->activations(),
-            range.begin, range.end, op.out->floats.as<float>() + columns.part->column + at, op.out->width,
-            static_cast<int>(std::min<std::size_t>(kPanelRows, columns.end - at))};
+  const auto job = [&](RowRange range) -> IntegerPanels {
+    return {weight.kind, weight.packed + columns.begin / kPanelRows * weight.panel_bytes(),
+            op.source->activations(), range.begin, range.end,
+            op.out->floats.as<float>() + columns.part->column + columns.begin, op.out->width,
+            columns.end - columns.begin};
   };
   // Whole tiles, and what is left where it is enough for one, are the level's tiles' work.
   RowRange tiles = {std::min(chunks(rows.begin, kTileRows) * kTileRows, rows.end), rows.end};
   const std::size_t rest = (tiles.end - tiles.begin) % kTileRows;
   if (rest < tile_crossover_) tiles.end -= rest;
-  if (tile_crossover_ > kTileRows) tiles.end = tiles.begin;
-  for (std::size_t at = columns.begin; tiles.begin < tiles.end && at < columns.end; at += kPanelRows) {
-    kernels_.tile_panel(job(at, tiles), scratch_of(member));
-  }
-  for (std::size_t row = rows.begin; row < rows.end;) {
-    if (row == tiles.begin) row = tiles.end;
-    const std::size_t next = std::min(rows.end, (row / kTileRows + 1) * kTileRows);
-    for (std::size_t at = columns.begin; row < next && at < columns.end; at += kPanelRows) {
-      kernels_.integer_panel(job(at, {row, next}));
-    }
-    row = next;
-  }
+  if (tile_crossover_ > kTileRows || weight.columns < 2 * kBlock) tiles.end = tiles.begin;
+  if (rows.begin < tiles.begin) kernels_.integer_panels(job({rows.begin, tiles.begin}));
+  if (tiles.begin < tiles.end) kernels_.tile_panels(job(tiles), scratch_of(member));
+  if (tiles.end < rows.end) kernels_.integer_panels(job({tiles.end, rows.end}));
   add_bias(op, columns, rows);
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 namespace headrace {
 
@@ -32,6 +33,18 @@ class Region {
  private:
   std::uint8_t* data_ = nullptr;
   std::size_t bytes_ = 0;
+};
+
+// Small regions beside each other in large ones, so that they lie in huge pages: a stream of weights
+// that meets a new small page every few hundred nanoseconds waits for each. Given back all at once.
+class Arena {
+ public:
+  // Zeroed, at a multiple of 64 bytes. Throws std::bad_alloc.
+  std::uint8_t* take(std::size_t bytes);
+
+ private:
+  std::vector<Region> regions_;
+  std::size_t used_ = 0;  // of the last
 };
 
 // a · b, or std::bad_alloc where it does not fit 47 bits: no machine has that.

@@ -48,10 +48,16 @@ class Model {
   void load_adapter(std::size_t number, Adapter adapter);
   void drop_adapter(std::size_t number);
 
-  // Run a step; with `draws` the result is in step().tokens and .logprobs, without it in logits_of().
-  // Throws std::invalid_argument (batch), std::bad_alloc. Not for two threads at once.
-  void run(const Batch& batch, bool draws);
-  const Step& step() const { return step_; }
+  // Begin a step. Where the batch is open, it waits before the first token is chosen for `choose`.
+  // Throws std::invalid_argument (batch), std::bad_alloc. Until `finish`, `batch` stays as it is but
+  // for its sampling, and nothing else is asked of the model. Not for two threads at once.
+  void launch(const Batch& batch, bool draws);
+  // The open batch has its sampling now. Throws as `launch` does; the step then chooses nothing.
+  void choose();
+  // Choose nothing: the sampling of the open batch never comes.
+  void give_up();
+  // Help with the step, and see its end. With `draws` it has chosen, without it see logits_of().
+  Chosen finish();
   const float* logits_of(std::size_t sample) const;
 
   const ModelShape& shape() const { return shape_; }
@@ -69,9 +75,13 @@ class Model {
   std::string attention_name() const;
   void check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const;
 
+  BatchLimits limits() const;
   void prepare(const Batch& batch, bool draws);
+  void prepare_choice(const Batch& batch);
+  void work(int member);
   void plan_rows(const Batch& batch);
   void plan_attention(const Batch& batch);
+  std::size_t brain_rows() const;
   void plan_adapters(const Batch& batch);
   float* scratch_of(int member) const;
   AttentionTile attention_tile(const AttentionOp& op, const RowTile& tile, std::size_t head, int member) const;
@@ -113,6 +123,7 @@ class Model {
   Region cache_;
   std::deque<Buffer> buffers_;  // deques: ops hold pointers to the elements
   std::deque<Weight> weights_;
+  Arena packed_;  // weights
   std::deque<Angles> angles_;
   std::vector<Op> ops_;
   std::set<std::size_t> adaptable_;  // weights of linears

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -132,6 +133,13 @@ bool in_bytes(nb::handle kv) {
 
 }  // namespace
 
+// A step that was launched: what it gave, once it is over.
+struct Flight {
+  Chosen chosen;
+  bool over = false;
+  bool lost = false;  // it never heard how its tokens are chosen
+};
+
 // A model with what Python needs around it: the arrays it reads, a lock, the process it belongs to.
 class Bound {
  public:
@@ -188,15 +196,48 @@ class Bound {
     factors_.erase(number);
   }
 
-  nb::tuple run(nb::handle batch) {
-    const std::lock_guard lock = step(batch, true);
-    const Step& result = model_->step();
-    return nb::make_tuple(owned(result.tokens), owned(result.logprobs), owned(result.ranked_tokens),
-                          owned(result.ranked_logprobs));
+  std::shared_ptr<Flight> launch(nb::handle batch) {
+    const std::lock_guard lock = between_steps();
+    begin(batch, true);
+    flight_ = std::make_shared<Flight>();
+    return flight_;
+  }
+
+  void choose(const std::shared_ptr<Flight>& flight, nb::handle sampling) {
+    const std::lock_guard lock = locked();
+    if (flight != flight_ || !batch_.open) throw std::invalid_argument("the step has how its tokens are chosen");
+    batch_.open = false;
+    try {
+      read_sampling(sampling, model().shape().vocabulary, &batch_.sampling);
+    } catch (...) {
+      model_->give_up();
+      flight->lost = true;
+      throw;
+    }
+    flight->lost = true;  // where this throws
+    model_->choose();
+    flight->lost = false;
+  }
+
+  nb::tuple wait(const std::shared_ptr<Flight>& flight) {
+    const std::lock_guard lock = locked();
+    if (!flight->over) {
+      nb::gil_scoped_release release;
+      end_step();
+    }
+    if (flight->lost) throw std::invalid_argument("the step was never told how its tokens are chosen");
+    const Chosen& chosen = flight->chosen;
+    return nb::make_tuple(owned(chosen.tokens), owned(chosen.logprobs), owned(chosen.ranked_tokens),
+                          owned(chosen.ranked_logprobs), chosen.seconds);
   }
 
   nb::ndarray<nb::numpy, float, nb::ndim<2>, nb::c_contig> logits(nb::handle batch) {
-    const std::lock_guard lock = step(batch, false);
+    const std::lock_guard lock = between_steps();
+    begin(batch, false);
+    {
+      nb::gil_scoped_release release;
+      model_->finish();
+    }
     const std::size_t samples = batch_.samples(), width = model_->shape().vocabulary;
     float* copy = new float[samples * width];
     nb::capsule owner(copy, [](void* at) noexcept { delete[] static_cast<float*>(at); });
@@ -224,56 +265,70 @@ class Bound {
 
   void drop() {
     if (getpid() == process_) {
+      end_step();
       model_.reset();
     } else {
       static_cast<void>(model_.release());  // its threads are the parent's: nothing here can join them
     }
   }
 
-  std::lock_guard<std::mutex> between_steps() {
+  std::lock_guard<std::mutex> locked() {
     check_process();
     nb::gil_scoped_release release;
     lock_.lock();
     return std::lock_guard<std::mutex>(lock_, std::adopt_lock);
   }
 
-  // Run a step and keep the lock, so that the result can be read.
-  std::lock_guard<std::mutex> step(nb::handle batch, bool draws) {
+  // The lock, once the step that runs is over.
+  std::lock_guard<std::mutex> between_steps() {
     check_process();
-    {
-      nb::gil_scoped_release release;
-      lock_.lock();
-    }
-    try {
-      Model& running = model();
-      read(batch, "tokens", &batch_.tokens);
-      read(batch, "positions", &batch_.positions);
-      read(batch, "slots", &batch_.slots);
-      read(batch, "row_starts", &batch_.row_starts);
-      read(batch, "context_lengths", &batch_.context_lengths);
-      read(batch, "sampled_rows", &batch_.sampled_rows);
-      batch_.given.clear();
-      if (!nb::getattr(batch, "given").is_none()) read(batch, "given", &batch_.given);
-      const Field<std::int32_t> tables(batch, "block_tables", 2);
-      batch_.block_tables.assign(tables.data, tables.data + tables.size);
-      batch_.widest = tables.last;
-      batch_.adapters.clear();
-      if (const nb::object adapters = nb::getattr(batch, "adapters"); !adapters.is_none()) {
-        read(batch, "adapters", &batch_.adapters);
-      }
-      read_sampling(nb::getattr(batch, "sampling"), running.shape().vocabulary, &batch_.sampling);
-      nb::gil_scoped_release release;
-      running.run(batch_, draws);
-    } catch (...) {
-      lock_.unlock();
-      throw;
-    }
+    nb::gil_scoped_release release;
+    lock_.lock();
+    end_step();
     return std::lock_guard<std::mutex>(lock_, std::adopt_lock);
+  }
+
+  // See the end of the step that runs, if any does. Nobody is left to say how an open one chooses.
+  void end_step() {
+    if (!flight_) return;
+    if (batch_.open) {
+      model_->give_up();
+      flight_->lost = true;
+    }
+    flight_->chosen = model_->finish();
+    flight_->over = true;
+    flight_.reset();
+  }
+
+  // Read a batch and begin its step.
+  void begin(nb::handle batch, bool draws) {
+    Model& running = model();
+    read(batch, "tokens", &batch_.tokens);
+    read(batch, "positions", &batch_.positions);
+    read(batch, "slots", &batch_.slots);
+    read(batch, "row_starts", &batch_.row_starts);
+    read(batch, "context_lengths", &batch_.context_lengths);
+    read(batch, "sampled_rows", &batch_.sampled_rows);
+    batch_.given.clear();
+    if (!nb::getattr(batch, "given").is_none()) read(batch, "given", &batch_.given);
+    const Field<std::int32_t> tables(batch, "block_tables", 2);
+    batch_.block_tables.assign(tables.data, tables.data + tables.size);
+    batch_.widest = tables.last;
+    batch_.adapters.clear();
+    if (const nb::object adapters = nb::getattr(batch, "adapters"); !adapters.is_none()) {
+      read(batch, "adapters", &batch_.adapters);
+    }
+    const nb::object sampling = nb::getattr(batch, "sampling");
+    batch_.open = draws && sampling.is_none();
+    if (!sampling.is_none()) read_sampling(sampling, running.shape().vocabulary, &batch_.sampling);
+    nb::gil_scoped_release release;
+    running.launch(batch_, draws);
   }
 
   const pid_t process_;
   std::mutex lock_;
-  Batch batch_;
+  Batch batch_;  // of the step that runs
+  std::shared_ptr<Flight> flight_;  // of a step that runs
   std::vector<nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>> arrays_;
   std::map<std::size_t, std::vector<Floats>> factors_;  // of adapters
   std::unique_ptr<Model> model_;  // last: it reads the arrays
@@ -289,6 +344,7 @@ NB_MODULE(_native, m) {
   });
   using Index = std::size_t;
   using Several = std::vector<std::size_t>;
+  nb::class_<Flight>(m, "Flight");
   nb::class_<Bound>(m, "Model")
       .def(nb::init<nb::handle, nb::handle, const std::string&, bool, int>(), "program"_a, "kv"_a, "level"_a,
            "precise"_a, "threads"_a)
@@ -330,7 +386,9 @@ NB_MODULE(_native, m) {
            })
       .def("load_adapter", &Bound::load_adapter, "number"_a, "changes"_a)
       .def("drop_adapter", &Bound::drop_adapter, "number"_a)
-      .def("run", &Bound::run, "batch"_a)
+      .def("launch", &Bound::launch, "batch"_a)
+      .def("choose", &Bound::choose, "flight"_a, "sampling"_a)
+      .def("wait", &Bound::wait, "flight"_a)
       .def("logits", &Bound::logits, "batch"_a)
       .def("kernels", [](Bound& self) { return self.model().kernel_names(); })
       .def("close", &Bound::close);

@@ -63,8 +63,33 @@ void k_scales(Format format, const std::uint8_t* block, int sub, float* scale, f
   *second = -half_to_float(load16(block + 2)) * static_cast<float>(minimum_code);
 }
 
+// The code that stands for zero.
+std::uint8_t zero_code(PanelKind kind) {
+  switch (kind) {
+    case PanelKind::Q4: return 8;
+    case PanelKind::Q5: return 16;
+    case PanelKind::Q6: return 32;
+    default: return 0;
+  }
+}
+
+// Scales of 0 become 1, over codes of zero: the kernels multiply a scale by adding to its exponent.
+Block without_zero_scales(PanelKind kind, Block block) {
+  constexpr std::uint16_t kOne = 0x3c00, kMagnitude = 0x7fff;
+  const auto settle = [&](std::uint16_t& scale, int begin, int end) {
+    if (scale & kMagnitude) return;
+    scale = kOne;
+    std::memset(block.codes + begin, zero_code(kind), static_cast<std::size_t>(end - begin));
+  };
+  const bool two = kind == PanelKind::Q6;
+  settle(block.scale, 0, two ? 16 : kBlock);
+  if (two) settle(block.second, 16, kBlock);
+  return block;
+}
+
 // Put a row's block into its lane.
-void place(PanelKind kind, const Block& block, int row, std::uint8_t* out) {
+void place(PanelKind kind, const Block& given, int row, std::uint8_t* out) {
+  const Block block = without_zero_scales(kind, given);
   std::memcpy(out + 2 * row, &block.scale, 2);
   out += 32;
   if (kind == PanelKind::Q4Min || kind == PanelKind::Q5Min || kind == PanelKind::Q6) {
@@ -139,9 +164,13 @@ void pack_panel(Format format, const std::uint8_t* weight, std::size_t rows, std
   const std::size_t bytes = static_cast<std::size_t>(size_of(format).bytes);
   const std::size_t blocks = columns / kBlock;
   std::memset(out, 0, blocks * step);
-  for (int row = 0; row < kPanelRows && panel * kPanelRows + row < rows; ++row) {
+  for (int row = 0; row < kPanelRows; ++row) {
     const std::uint8_t* from = weight + (panel * kPanelRows + row) * stride;
     Block block;
+    if (panel * kPanelRows + row >= rows) {
+      for (std::size_t i = 0; i < blocks; ++i) place(kind, block, row, out + i * step);
+      continue;
+    }
     if (!is_k(format)) {
       for (std::size_t i = 0; i < blocks; ++i) {
         unpack_small(format, from + i * bytes, &block);

@@ -8,7 +8,7 @@
 //   the high bits. One a code (Q5): 64 bytes, bit 2g + half of byte 4 · row + j is that of column
 //     16 · half + 4g + j. Two a code (Q6_K): 64 bytes a half, bits 2g and 2g + 1.
 // MXFP4 is eight-bit codes, twice its elements, under half its scale.
-// A value is scale · (code - zero) or scale · code + minimum.
+// A value is scale · (code - zero) or scale · code + minimum. No scale is 0.
 #pragma once
 
 #include <cstddef>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -20,14 +21,14 @@ struct Weight {
   Format format;
   std::size_t rows, columns;
   const std::uint8_t* data;
-  Region packed;  // panels; empty where the weight is read as it lies
+  const std::uint8_t* packed = nullptr;  // panels; null where the weight is read as it lies
   PanelKind kind{};
   std::vector<float> floats;  // the values of a vector (norm weight, bias), float32
 
   std::size_t stride() const { return row_bytes(format, columns); }
   std::size_t panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   std::size_t panel_bytes() const {  // 0 where the weight is not packed
-    if (!packed.data()) return 0;
+    if (!packed) return 0;
     return columns / kBlock * static_cast<std::size_t>(panel_block_bytes(kind));
   }
 };
@@ -167,9 +168,10 @@ struct Columns {
   std::size_t begin, end;
 };
 
-// Rows [begin, end) of a sequence that attention takes together.
+// Rows [begin, end) of a sequence that attention takes together: of given tokens, or of chosen ones.
 struct RowTile {
   std::size_t sequence, begin, end;
+  bool given;
 };
 
 // Where few tiles meet a long context, the spans of the context are tasks of their own; whoever
@@ -180,11 +182,25 @@ struct SplitAttention {
   std::deque<std::atomic<std::size_t>> finished;  // [tiles, kv_heads] of the op in progress
 };
 
+// Neighbouring tasks that one member begins with, and others take where it is late.
+struct alignas(64) Share {
+  std::atomic<std::uint32_t> taken{0};
+};
+
 // How far an op is: tasks taken and tasks done. An op ends when its tasks are done, not when every
 // member has come by: one that the kernel has put aside delays nobody unless it holds a task.
 struct alignas(64) Progress {
-  std::atomic<std::uint32_t> taken{0};
   std::atomic<std::uint32_t> done{0};
+  std::deque<Share> shares;  // one a member
+};
+
+// What a step gives.
+struct Chosen {
+  std::vector<std::int32_t> tokens;         // [samples]
+  std::vector<float> logprobs;              // [samples]
+  std::vector<std::int32_t> ranked_tokens;  // [samples, ranked]
+  std::vector<float> ranked_logprobs;       // [samples, ranked]
+  double seconds = 0;                       // that it took
 };
 
 // What one step reads and writes besides buffers.
@@ -196,11 +212,11 @@ struct Step {
   std::vector<AdaptedRows> adapted;
   SplitAttention split;
   Region candidates, edited;                // one vocabulary a thread
-  std::vector<std::int32_t> tokens;         // out, [samples]
-  std::vector<float> logprobs;              // out, [samples]
-  std::vector<std::int32_t> ranked_tokens;  // out, [samples, ranked]
-  std::vector<float> ranked_logprobs;       // out, [samples, ranked]
+  Chosen chosen;                            // out
   bool draws;                               // false: stop at the logits
+  std::atomic<std::uint32_t> settled{0};    // 1: how tokens are chosen is known
+  std::chrono::steady_clock::time_point began;
+  std::atomic<std::int64_t> took{0};        // nanoseconds; 0: it is not over
 };
 
 }  // namespace headrace

@@ -60,8 +60,13 @@ const float* edit(const float* logits, std::size_t count, const Sampling& sampli
   }
   if (mask < 0) return out;
   const std::uint32_t* words = masks.allowed.data() + static_cast<std::size_t>(mask) * masks.words;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!(words[i / 32] >> i % 32 & 1)) out[i] = -INFINITY;
+  for (std::size_t i = 0; i < count; i += 32) {
+    const std::uint32_t allowed = words[i / 32];
+    if (allowed == ~0u) continue;  // most words of a mask are all or nothing
+    const std::size_t end = std::min(count - i, std::size_t{32});
+    for (std::size_t bit = 0; bit < end; ++bit) {
+      if (!(allowed >> bit & 1)) out[i + bit] = -INFINITY;
+    }
   }
   return out;
 }

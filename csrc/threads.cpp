@@ -2,12 +2,15 @@
 #include "threads.h"
 
 #include <chrono>
+#include <utility>
 
 namespace headrace {
 
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(50);
+// Between two steps there is what the host cannot do beforehand; to wake a thread takes as long again.
+constexpr auto kSpinBetween = std::chrono::microseconds(250);
 
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -19,8 +22,8 @@ inline void relax() {
 
 // Returns when ready(value).
 template <typename Ready>
-void wait(const std::atomic<std::uint32_t>& value, Ready ready) {
-  const auto end = std::chrono::steady_clock::now() + kSpin;
+void wait(const std::atomic<std::uint32_t>& value, Ready ready, std::chrono::microseconds spin = kSpin) {
+  const auto end = std::chrono::steady_clock::now() + spin;
   do {
     for (int i = 0; i < 64; ++i) {
       if (ready(value.load(std::memory_order_acquire))) return;
@@ -65,19 +68,27 @@ void Team::stop() {
 void Team::member(int index) {
   std::uint32_t round = 0;
   for (;;) {
-    wait(round_, [round](std::uint32_t seen) { return seen != round; });
+    wait(round_, [round](std::uint32_t seen) { return seen != round; }, kSpinBetween);
     ++round;
     if (ending_) return;
-    (*work_)(index);
+    work_(index);
     barrier();
   }
 }
 
-void Team::run(const std::function<void(int)>& work) {
-  work_ = &work;
+void Team::run(std::function<void(int)> work) {
+  start(std::move(work));
+  join();
+}
+
+void Team::start(std::function<void(int)> work) {
+  work_ = std::move(work);
   round_.fetch_add(1, std::memory_order_release);
   round_.notify_all();
-  work(0);
+}
+
+void Team::join() {
+  work_(0);
   barrier();
 }
 

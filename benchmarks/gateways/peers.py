@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -35,10 +36,15 @@ class Place:
     upstream: str
 
 
-def output(*command: str) -> str:
-    """What a command prints, in one line."""
+def said(*command: str) -> str:
+    """What a command prints."""
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (found.stdout + found.stderr).strip().splitlines()[-1]
+    return (found.stdout + found.stderr).strip()
+
+
+def output(*command: str) -> str:
+    """The last line of what a command prints."""
+    return said(*command).splitlines()[-1]
 
 
 def nginx(place: Place) -> Peer:
@@ -75,7 +81,8 @@ def passthrough(place: Place) -> Peer:
 
 
 def headrace(place: Place) -> Peer:
-    """This gateway as it ships: routing, records and metrics on; no keys, no cache."""
+    """This gateway with all that it does: a key with limits and a budget, routing, records and
+    metrics; no cache, as nothing else here has one."""
     configuration = {
         "server": {"port": place.port, "max_concurrent_requests": 4096},
         "providers": {"up": {"base_url": f"{place.upstream}/v1", "max_connections": 4096}},
@@ -85,8 +92,20 @@ def headrace(place: Place) -> Peer:
     }
     path = place.folder / "headrace.yaml"
     path.write_text(json.dumps(configuration))
-    command = [place.found, "-m", "headrace.cli.main", "serve", str(path)]
-    return Peer("headrace", "", command, note="routing, records and metrics; no keys")
+    command = [place.found, "-m", "headrace.cli.main"]
+    limits = ["--rpm", "10000000", "--tpm", "2000000000", "--budget", "1000000"]
+    create = ["keys", "create", "--name", "benchmark", *limits, "--config", str(path)]
+    told = said(*command, *create)
+    key = re.search(r"hr-\S+", told)
+    if key is None:
+        raise RuntimeError("no key was made: " + told)
+    return Peer(
+        "headrace",
+        "",
+        [*command, "serve", str(path)],
+        {"authorization": f"Bearer {key[0]}"},
+        note="a key with limits and a budget, routing, records and metrics",
+    )
 
 
 def litellm(place: Place) -> Peer:

@@ -14,13 +14,16 @@
 
 namespace headrace {
 
-// A block of 32 activations as codes of 15 bits, in two planes of signed bytes: value = scale · code,
-// code = 128 · upper + lower. The sums of its codes pay for the weights' zero points and minima.
+// A block of 32 activations as codes of 12 bits, in two planes of signed bytes: value = scale · code,
+// code = 16 · upper + lower. The scale is a power of two, so that a weight's scale times it is a sum of
+// integers: floating point units are what linears of many rows wait for. The sums of its codes pay for
+// the weights' zero points and minima.
 constexpr int kPlanes = 2;
-constexpr int kPlaneBits = 7;
+constexpr int kPlaneBits = 4;
+constexpr int kLargestCode12 = 16 * 127 + 7;
 struct ActivationBlock {
-  float scale;
-  float sum;          // scale · (low + high)
+  std::int32_t exponent;  // of the scale, where a float32 has it: to be added to the bits of one
+  float sum;              // scale · (low + high)
   std::int32_t low;   // sum of codes 0..15
   std::int32_t high;  // sum of codes 16..31
 };
@@ -38,22 +41,27 @@ struct Activations {
   }
 };
 
-// out[row, 0..cols) = source[row] · weight rows of one panel, for rows [begin, end); begin is a
-// multiple of 16.
-struct IntegerPanel {
+// out[row, 0..cols) = source[row] · weight rows of neighbouring panels, for rows [begin, end). For
+// tiles begin is a multiple of 16.
+struct IntegerPanels {
   PanelKind kind;
-  const std::uint8_t* panel;
+  const std::uint8_t* panel;  // the first
   Activations source;
   std::size_t begin, end;
-  float* out;  // row 0, first column of the panel
+  float* out;  // row 0, first column of the first panel
   std::size_t stride;
-  int cols;  // 1..16
+  std::size_t cols;
+
+  std::size_t count() const { return (cols + kPanelRows - 1) / kPanelRows; }
+  std::size_t panel_bytes() const { return source.columns / kBlock * static_cast<std::size_t>(panel_block_bytes(kind)); }
 };
 
-// A panel's weights as signed bytes and two float32 scales a block.
-constexpr std::size_t tile_scratch(std::size_t columns) {
-  return columns * kPanelRows / sizeof(float) + columns / kBlock * 2 * kPanelRows;
-}
+// What tiles take together so that it fits the L1 cache: blocks of columns, panels, tiles of rows.
+constexpr std::size_t kTileBlocks = 6, kTilePanels = 4, kTileGroups = 4;
+// Two parts of a panel, 16 rows of weights as bytes twice and two scales a block, and sums.
+constexpr std::size_t kTileScratch =
+    2 * kTileBlocks * (2 * kBlock * kPanelRows / sizeof(float) + 2 * kPanelRows) +
+    kTilePanels * kTileGroups * kTileRows * kPanelRows;
 
 enum class Gate : std::uint8_t { Silu, GeluTanh };
 
@@ -161,6 +169,22 @@ inline std::size_t attention_scratch(const CacheShape& cache, std::size_t querie
   return floats > codes ? floats : codes;
 }
 
+// Attention in bfloat16: positions that are widened together, and the queries of a job at most, unless a
+// row has more: what it keeps of them fits a part of the L2 cache.
+constexpr std::size_t kBrainSpan = 256;
+inline std::size_t brain_queries(const CacheShape& cache) { return (98304 / cache.head_stride() + 31) / 32 * 32; }
+
+// Whether a cache can be widened to bfloat16: a span is whole blocks, a block whole products.
+inline bool widens(const CacheShape& cache) {
+  return cache.codes() && cache.block_size % 32 == 0 && kBrainSpan % cache.block_size == 0;
+}
+
+// Queries, sums, largest scores and totals; scores and weights of 32 queries; keys and values of a span.
+inline std::size_t attention_brain_scratch(const CacheShape& cache, std::size_t queries) {
+  const std::size_t many = (queries + 31) / 32 * 32, width = cache.head_stride(), padded = (width + 31) / 32 * 32;
+  return many * (padded / 2 + width + 17) + kBrainSpan * (32 + 16 + padded / 2 + width / 2);
+}
+
 // A change of one weight [rows, columns]: out += (source · down) · up · scale.
 struct LowRank {
   const float* down;  // [columns, lanes]; lanes past the rank are 0
@@ -196,10 +220,10 @@ struct Kernels {
   void (*add)(float* out, const float* bias, std::size_t width);
   // `blocks` blocks of a row, to `out` from block `first` of row `row` on.
   void (*quantise)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
-  void (*integer_panel)(const IntegerPanel&);
-  // As integer_panel, and equal to it, for many rows; scratch has tile_scratch(columns) floats and lies at a
+  void (*integer_panels)(const IntegerPanels&);
+  // As integer_panels, and equal to it, for many rows; scratch has kTileScratch floats and lies at a
   // multiple of 64 bytes. Null: the level has none.
-  void (*tile_panel)(const IntegerPanel&, float* scratch);
+  void (*tile_panels)(const IntegerPanels&, float* scratch);
   // In bfloat16; null where the level has no such tiles. `round_to_brain` is its `quantise`.
   void (*round_to_brain)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
   void (*brain_panels)(const BrainPanels&, float* scratch);
@@ -214,6 +238,9 @@ struct Kernels {
   void (*attention_part)(const AttentionTile&, std::size_t begin, std::size_t end, float* state);
   void (*attention_merge)(const AttentionTile&, float* into, float* part);
   void (*attention_finish)(const AttentionTile&, float* state);
+  // All of it at once, in bfloat16, over a cache that widens(); scratch has attention_brain_scratch() floats.
+  // Null where the level has no such tiles.
+  void (*attention_brains)(const AttentionTile&);
   // The largest value and the first index that has it.
   std::size_t (*largest)(const float* values, std::size_t count);
   // log(sum(exp(values[i] - shift))) + shift

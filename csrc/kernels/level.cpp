@@ -10,11 +10,11 @@ extern const Kernels kKernels;
 const Kernels kKernels = {
     .level = HEADRACE_TEXT(HEADRACE_LEVEL),
 #if defined(__AMX_INT8__)
-    .integer = "amx-bf16 for prompts, amx-int8 and avx512-vnni with 15-bit activations else",
+    .integer = "amx-bf16 for prompts, amx-int8 and avx512-vnni with 12-bit activations else",
 #elif defined(__AVX512F__)
-    .integer = "avx512-vnni, 15-bit activations",
+    .integer = "avx512-vnni, 12-bit activations",
 #elif defined(__AVX2__)
-    .integer = "avx2-maddubs, 15-bit activations",
+    .integer = "avx2-maddubs, 12-bit activations",
 #else
     .integer = nullptr,
 #endif
@@ -24,15 +24,15 @@ const Kernels kKernels = {
     .add = add,
 #if defined(__AVX2__)
     .quantise = quantise,
-    .integer_panel = integer_panel,
+    .integer_panels = integer_panels,
 #else
     .quantise = nullptr,
-    .integer_panel = nullptr,
+    .integer_panels = nullptr,
 #endif
 #if defined(__AMX_INT8__)
-    .tile_panel = tile_panel,
+    .tile_panels = tile_panels,
 #else
-    .tile_panel = nullptr,
+    .tile_panels = nullptr,
 #endif
 #if defined(__AMX_BF16__)
     .round_to_brain = round_to_brain,
@@ -53,6 +53,11 @@ const Kernels kKernels = {
     .attention_part = attention_part,
     .attention_merge = attention_merge,
     .attention_finish = attention_finish,
+#if defined(__AMX_BF16__)
+    .attention_brains = attention_brains,
+#else
+    .attention_brains = nullptr,
+#endif
     .largest = largest,
     .log_sum_exp = log_sum_exp,
 };

@@ -14,8 +14,8 @@ void add(float* out, const float* bias, std::size_t width);
 std::size_t largest(const float* values, std::size_t count);
 float log_sum_exp(const float* values, std::size_t count, float shift);
 void quantise(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
-void integer_panel(const IntegerPanel& job);
-void tile_panel(const IntegerPanel& job, float* scratch);
+void integer_panels(const IntegerPanels& job);
+void tile_panels(const IntegerPanels& job, float* scratch);
 void round_to_brain(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
 void brain_panels(const BrainPanels& job, float* scratch);
 void float_panel(const FloatPanel& job);
@@ -25,5 +25,6 @@ void attention_prepare(const AttentionTile& job);
 void attention_part(const AttentionTile& job, std::size_t begin, std::size_t end, float* state);
 void attention_merge(const AttentionTile& job, float* into, float* part);
 void attention_finish(const AttentionTile& job, float* state);
+void attention_brains(const AttentionTile& job);
 
 }  // namespace headrace::HEADRACE_LEVEL

@@ -1,9 +1,9 @@
 // Linear over packed weights: bytes times bytes, summed in 32-bit integers a block, scaled in float.
 //
-// Activations are rounded to 15 bits a block of 32 (scale = largest magnitude / 16256), in two planes
-// of bytes: code = 128 · upper + lower, upper -127..127, lower -64..63. Each unpacked weight meets both
-// planes, and the sums are joined in 32 bits, exactly. 128 and not 256, so that a pair of products
-// fits 16 bits also where a weight is -128. A row's result does not depend on the other rows of the step.
+// Activations are rounded to 12 bits a block of 32 (scale = least power of two for which they fit), in
+// two planes of bytes: code = 16 · upper + lower, upper -127..127, lower -8..7. Each unpacked weight meets
+// both planes, and the sums are joined in 32 bits, exactly. 16, so that a weight of four bits times 16 is
+// a byte, which the tiles make use of. A row's result does not depend on the other rows of the step.
 #include "level.h"
 #include "unpack.h"
 
@@ -81,15 +81,17 @@ inline IntVector products(IntVector from, const IntVector* weights, const std::i
 #endif
 
 template <PanelKind KIND, int ROWS>
-void rows(const IntegerPanel& job, std::size_t first) {
+void rows(const IntegerPanels& job, std::size_t panel, std::size_t first) {
   constexpr bool kTwoScales = two_scales(KIND);
   constexpr int kHeader = header_bytes(KIND);
   constexpr int kZero = zero_code(KIND);
   const std::size_t blocks = job.source.columns / kBlock, start = job.source.block_index(first, 0);
+  const std::uint8_t* packed = job.panel + panel * job.panel_bytes();
+  const int cols = static_cast<int>(job.cols - panel * kPanelRows);
   for (int part = 0; part < kParts; ++part) {
     Vector sums[ROWS] = {};
-    const std::uint8_t* at = job.panel + part * kLanes * 4;
-    const std::uint8_t* header = job.panel + part * kLanes * 2;
+    const std::uint8_t* at = packed + part * kLanes * 4;
+    const std::uint8_t* header = packed + part * kLanes * 2;
     const std::int8_t* activations = job.source.codes + start * kPlanes * kBlock;
     const ActivationBlock* scales = job.source.blocks + start;
     for (std::size_t b = 0; b < blocks; ++b) {
@@ -107,11 +109,11 @@ void rows(const IntegerPanel& job, std::size_t first) {
         if constexpr (kTwoScales) {
           const IntVector low = products<KIND, 4>(none - kZero * block.low, weights, codes);
           const IntVector high = products<KIND, 4>(none - kZero * block.high, weights + 4, codes + 16);
-          sums[r] += __builtin_convertvector(low, Vector) * (scale * block.scale);
-          sums[r] += __builtin_convertvector(high, Vector) * (second * block.scale);
+          sums[r] += __builtin_convertvector(low, Vector) * scaled(scale, block.exponent);
+          sums[r] += __builtin_convertvector(high, Vector) * scaled(second, block.exponent);
         } else {
           const IntVector all = products<KIND, 8>(none - kZero * (block.low + block.high), weights, codes);
-          sums[r] += __builtin_convertvector(all, Vector) * (scale * block.scale);
+          sums[r] += __builtin_convertvector(all, Vector) * scaled(scale, block.exponent);
         }
         if constexpr (has_minimum(KIND)) sums[r] += second * block.sum;
       }
@@ -121,37 +123,47 @@ void rows(const IntegerPanel& job, std::size_t first) {
       scales += kTileRows;
     }
     for (int r = 0; r < ROWS; ++r) {
-      float* out = job.out + (first + r) * job.stride + part * kLanes;
-      if (job.cols >= (part + 1) * kLanes) {
+      float* out = job.out + (first + r) * job.stride + panel * kPanelRows + part * kLanes;
+      if (cols >= (part + 1) * kLanes) {
         store(out, sums[r]);
       } else {
-        for (int i = 0; i < job.cols - part * kLanes; ++i) out[i] = sums[r][i];
+        for (int i = 0; i < cols - part * kLanes; ++i) out[i] = sums[r][i];
       }
     }
   }
 }
 
+// Rows [begin, end) of one tile of rows.
 template <PanelKind KIND>
-void panel(const IntegerPanel& job) {
-  std::size_t row = job.begin;
-  for (; row + kTall <= job.end; row += kTall) rows<KIND, kTall>(job, row);
+void panel(const IntegerPanels& job, std::size_t panel, std::size_t begin, std::size_t end) {
+  std::size_t row = begin;
+  for (; row + kTall <= end; row += kTall) rows<KIND, kTall>(job, panel, row);
   if constexpr (kTall > 4) {
-    for (; row + 4 <= job.end; row += 4) rows<KIND, 4>(job, row);
+    for (; row + 4 <= end; row += 4) rows<KIND, 4>(job, panel, row);
   }
-  for (; row + 2 <= job.end; row += 2) rows<KIND, 2>(job, row);
-  if (row < job.end) rows<KIND, 1>(job, row);
+  for (; row + 2 <= end; row += 2) rows<KIND, 2>(job, panel, row);
+  if (row < end) rows<KIND, 1>(job, panel, row);
+}
+
+template <PanelKind KIND>
+void panels(const IntegerPanels& job) {
+  for (std::size_t row = job.begin; row < job.end;) {
+    const std::size_t tile = (row / kTileRows + 1) * kTileRows, end = tile < job.end ? tile : job.end;
+    for (std::size_t i = 0; i < job.count(); ++i) panel<KIND>(job, i, row, end);
+    row = end;
+  }
 }
 
 }  // namespace
 
-void integer_panel(const IntegerPanel& job) {
+void integer_panels(const IntegerPanels& job) {
   switch (job.kind) {
-    case PanelKind::Q4: return panel<PanelKind::Q4>(job);
-    case PanelKind::Q4Min: return panel<PanelKind::Q4Min>(job);
-    case PanelKind::Q5: return panel<PanelKind::Q5>(job);
-    case PanelKind::Q5Min: return panel<PanelKind::Q5Min>(job);
-    case PanelKind::Q6: return panel<PanelKind::Q6>(job);
-    case PanelKind::Q8: return panel<PanelKind::Q8>(job);
+    case PanelKind::Q4: return panels<PanelKind::Q4>(job);
+    case PanelKind::Q4Min: return panels<PanelKind::Q4Min>(job);
+    case PanelKind::Q5: return panels<PanelKind::Q5>(job);
+    case PanelKind::Q5Min: return panels<PanelKind::Q5Min>(job);
+    case PanelKind::Q6: return panels<PanelKind::Q6>(job);
+    case PanelKind::Q8: return panels<PanelKind::Q8>(job);
   }
 }
 
@@ -165,12 +177,20 @@ void quantise(const float* source, std::size_t blocks, const Activations& out, s
       const Vector value = load(source + i);
       most = larger(most, value < 0 ? -value : value);
     }
-    constexpr int kLargest = 127 << kPlaneBits;
-    const float top = maximum(most);
-    const float inverse = top > 0 ? static_cast<float>(kLargest) / top : 0.0f;
+    // Within these bounds the scale times a weight's, which is a binary16, is a normal float.
+    constexpr float kLeast = 0x1p-100f, kMost = 0x1p100f;
+    constexpr std::int32_t kOne = 1 << 23;
+    const float wanted = maximum(most) / static_cast<float>(kLargestCode12);
+    const float least = wanted < kMost ? (wanted > kLeast ? wanted : kLeast) : kMost;  // where it is NaN too
+    std::int32_t exponent;
+    __builtin_memcpy(&exponent, &least, sizeof exponent);
+    exponent = (exponent + kOne - 1) / kOne * kOne - 127 * kOne;
+    const Vector inverse = scaled(splat(1), -exponent), bound = splat(static_cast<float>(kLargestCode12));
     IntVector halves[2] = {};
     for (int i = 0; i < kBlock; i += kLanes) {
-      const IntVector code = __builtin_convertvector(nearest(load(source + i) * inverse), IntVector);
+      const Vector value = nearest(load(source + i) * inverse);
+      const Vector bounded = value < bound ? (value > -bound ? value : -bound) : bound;  // NaN too
+      const IntVector code = __builtin_convertvector(bounded, IntVector);
       const IntVector upper = (code + (1 << (kPlaneBits - 1))) >> kPlaneBits;
       const Bytes planes[2] = {__builtin_convertvector(upper, Bytes),
                                __builtin_convertvector(code - (upper << kPlaneBits), Bytes)};
@@ -179,8 +199,7 @@ void quantise(const float* source, std::size_t blocks, const Activations& out, s
       halves[i / 16] += code;
     }
     const std::int32_t low = sum(halves[0]), high = sum(halves[1]);
-    const float scale = top / static_cast<float>(kLargest);
-    out.blocks[index] = {scale, scale * static_cast<float>(low + high), low, high};
+    out.blocks[index] = {exponent, scaled(splat(1), exponent)[0] * static_cast<float>(low + high), low, high};
   }
 }
 

@@ -1,8 +1,14 @@
 // Linear over packed weights for many rows, by AMX: as linear_integer.cpp, and equal to it to the bit,
 // since products are summed in integers a block and scaled in float in the same order.
 //
-// A panel is unpacked once, to signed bytes in the layout of a tile's right side, and meets all rows,
-// sixteen at a time. A step multiplies the columns that share a scale: 32, or 16 where a block has two.
+// Four-bit weights meet both planes of a block's activations in one product: a row of the left side is
+// the block's 64 bytes as they lie, upper plane and lower, and the right side has the weights twice,
+// first times 16, so that the tile sums 16 · upper · weight + lower · weight exactly. Wider weights do
+// not fit a byte times 16: they take a product a plane, and where a block has two scales two of these.
+//
+// A few blocks of a panel are unpacked at a time and meet all rows, sixteen at a time, while the next
+// few are unpacked; panels beside each other take turns, so that the activations of these blocks are
+// read from the L1 cache. Sums wait in memory meanwhile.
 #include "level.h"
 #include "unpack.h"
 
@@ -14,10 +20,21 @@ namespace {
 
 static_assert(kLanes == kPanelRows && kTileRows == 16);
 
+constexpr std::size_t kTileBytes = 1024;  // 16 rows of activations of a block, or its weights twice
+constexpr int kRowBytes = kPlanes * kBlock;
+// Weights are fetched to the L2 cache so many turns before they are unpacked: memory answers late, and
+// while tiles are multiplied nothing else asks it.
+constexpr int kTurnsAhead = 4;
+
+constexpr bool one_product(PanelKind kind) { return kind == PanelKind::Q4 || kind == PanelKind::Q4Min; }
+
+// Steps that a block takes: one for each scale.
+constexpr std::size_t steps_of(PanelKind kind) { return two_scales(kind) ? 2 : 1; }
+
 // The compiler does not know what the tile instructions read: what was written before must be in memory.
 inline void settle() { asm volatile("" ::: "memory"); }
 
-// Of the eight tiles, 0..3 are sums, 4 and 5 the two planes of activations, 6 the weights.
+// Of the eight tiles, 0..3 are sums, 4 and 5 activations, 6 the weights.
 struct alignas(64) TileShapes {
   std::uint8_t palette = 1;
   std::uint8_t start = 0;
@@ -26,160 +43,280 @@ struct alignas(64) TileShapes {
   std::uint8_t rows[16] = {};
 };
 
-void configure(int columns) {
+// A tile of up to eight rows is taken as half a tile.
+constexpr std::size_t kHalfTile = kTileRows / 2;
+
+template <PanelKind KIND>
+void configure(std::size_t rows) {
+  constexpr int kColumns = one_product(KIND) ? kRowBytes : kBlock / static_cast<int>(steps_of(KIND));
   TileShapes shapes;
   for (int tile = 0; tile < 8; ++tile) {
     const bool activations = tile == 4 || tile == 5, weights = tile == 6;
-    shapes.row_bytes[tile] = static_cast<std::uint16_t>(activations ? columns : 64);
-    shapes.rows[tile] = static_cast<std::uint8_t>(weights ? columns / 4 : 16);
+    shapes.row_bytes[tile] = static_cast<std::uint16_t>(activations ? kColumns : 64);
+    shapes.rows[tile] = static_cast<std::uint8_t>(weights ? kColumns / 4 : rows);
   }
   settle();
   _tile_loadconfig(&shapes);
 }
 
-// Sums of one step's products for 16 rows, one vector a row.
+// Sums of one step's products for 16 rows, one vector a row. `lower` is not used where one product has both.
 struct alignas(64) Products {
   IntVector upper[kTileRows], lower[kTileRows];
 };
 
-constexpr int kRowBytes = kPlanes * kBlock;
-
-// Step `step` is begun (multiplied) two steps before its sums are read, and finished (stored) one step
-// before: tile instructions take long, and the processor must not stand and wait for any of them. The
-// sums of even and odd steps are in tiles of their own.
-inline void begin(std::size_t step, const std::int8_t* activations, const std::int8_t* weights) {
-  _tile_loadd(6, weights, 64);
-  _tile_loadd(4, activations, kRowBytes);
-  _tile_loadd(5, activations + kBlock, kRowBytes);
-  if (step % 2) {
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_dpbssd(2, 4, 6);
-    _tile_dpbssd(3, 5, 6);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_dpbssd(0, 4, 6);
-    _tile_dpbssd(1, 5, 6);
-  }
-}
-
-inline void finish(std::size_t step, Products* out) {
-  if (step % 2) {
-    _tile_stored(2, out[1].upper, 64);
-    _tile_stored(3, out[1].lower, 64);
-  } else {
-    _tile_stored(0, out[0].upper, 64);
-    _tile_stored(1, out[0].lower, 64);
-  }
-}
-
-// A panel as the tiles read it: [blocks] weights of 32 columns, [blocks] scales, two vectors each.
-struct Unpacked {
+// What a pass reads: weights of a few blocks, and a group's activations of the same blocks.
+struct Pass {
+  const std::int8_t* activations;
   const std::int8_t* weights;
-  const float* scales;
 };
 
-template <PanelKind KIND>
-Unpacked unpack_panel(const IntegerPanel& job, std::size_t blocks, float* scratch) {
-  auto* weights = reinterpret_cast<std::int8_t*>(scratch);
-  float* scales = scratch + blocks * kPanelRows * kBlock / sizeof(float);
-  const std::uint8_t* at = job.panel;
-  for (std::size_t b = 0; b < blocks; ++b, at += panel_block_bytes(KIND)) {
-    IntVector codes[8];
-    unpack<KIND>(at + header_bytes(KIND), codes);
-    for (int g = 0; g < 8; ++g) {
-      const __m512i values = _mm512_sub_epi8((__m512i)codes[g], _mm512_set1_epi8(static_cast<char>(zero_code(KIND))));
-      _mm512_store_si512(weights + (8 * b + g) * 64, values);
-    }
-    const auto* halves = reinterpret_cast<const std::uint16_t*>(at);
-    store(scales + 2 * b * kLanes, load_half(halves));
-    if constexpr (header_bytes(KIND) == 64) store(scales + (2 * b + 1) * kLanes, load_half(halves + 16));
+// A step is begun (multiplied) two steps before its sums are read, and finished (stored) one step before:
+// tile instructions take long, and the processor must not stand and wait for any of them. The sums of
+// even and odd steps are in tiles of their own.
+template <PanelKind KIND, int ODD>
+inline void begin(const Pass& from) {
+  _tile_loadd(6, from.weights, 64);
+  _tile_loadd(4, from.activations, kRowBytes);
+  if constexpr (KIND == PanelKind::Q4Min) {
+    if constexpr (ODD) { _tile_zero(1); _tile_dpbsud(1, 4, 6); } else { _tile_zero(0); _tile_dpbsud(0, 4, 6); }
+  } else {
+    if constexpr (ODD) { _tile_zero(1); _tile_dpbssd(1, 4, 6); } else { _tile_zero(0); _tile_dpbssd(0, 4, 6); }
   }
-  settle();
-  return {weights, scales};
+  if constexpr (!one_product(KIND)) {
+    _tile_loadd(5, from.activations + kBlock, kRowBytes);
+    if constexpr (ODD) { _tile_zero(3); _tile_dpbssd(3, 5, 6); } else { _tile_zero(2); _tile_dpbssd(2, 5, 6); }
+  }
+}
+
+template <PanelKind KIND, int ODD>
+inline void finish(Products* out) {
+  if constexpr (ODD) _tile_stored(1, out->upper, 64); else _tile_stored(0, out->upper, 64);
+  if constexpr (!one_product(KIND)) {
+    if constexpr (ODD) _tile_stored(3, out->lower, 64); else _tile_stored(2, out->lower, 64);
+  }
+}
+
+// A few blocks of a panel as the tiles read them.
+struct alignas(64) Unpacked {
+  std::int8_t weights[kTileBlocks][kTileBytes];
+  float scales[kTileBlocks][2 * kLanes];
+};
+
+// What the kernel's scratch holds.
+struct Scratch {
+  Unpacked unpacked[2];
+  Vector sums[kTilePanels * kTileGroups][kTileRows];
+};
+static_assert(sizeof(Scratch) == kTileScratch * sizeof(float));
+
+template <PanelKind KIND>
+inline void fetch(const std::uint8_t* block) {
+  for (int line = 0; line < panel_block_bytes(KIND); line += 64) _mm_prefetch(block + line, _MM_HINT_T1);
+}
+
+template <PanelKind KIND>
+inline void unpack_block(const std::uint8_t* from, std::int8_t* weights, float* scales) {
+  constexpr int kHeader = header_bytes(KIND);
+  IntVector codes[8];
+  unpack<KIND>(from + kHeader, codes);
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(zero_code(KIND)));
+#pragma GCC unroll 8
+  for (int g = 0; g < 8; ++g) {
+    const auto code = (__m512i)codes[g];
+    if constexpr (one_product(KIND)) {
+      // Four bits by 16, as unsigned bytes; with the upper bit turned, as signed ones of (code - 8) · 16.
+      const __m512i times16 = (__m512i)((IntVector)code << 4);
+      const __m512i upper = KIND == PanelKind::Q4 ? _mm512_xor_si512(times16, _mm512_set1_epi8(-128)) : times16;
+      _mm512_store_si512(weights + g * 64, upper);
+      _mm512_store_si512(weights + (8 + g) * 64, KIND == PanelKind::Q4 ? _mm512_sub_epi8(code, zero) : code);
+    } else {
+      _mm512_store_si512(weights + g * 64, _mm512_sub_epi8(code, zero));
+    }
+  }
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(from);
+  store(scales, load_half(halves));
+  if constexpr (kHeader == 64) store(scales + kLanes, load_half(halves + 16));
 }
 
 // Adds one step's products to the sums.
-template <PanelKind KIND>
-inline void accumulate(const Products& products, const float* scales, int step, const ActivationBlock* blocks,
-                       Vector (&sums)[kTileRows]) {
-  const Vector scale = load(scales + step * kLanes);
+template <PanelKind KIND, std::size_t ROWS>
+inline void accumulate(const Products& products, const float* scales, std::size_t half, const ActivationBlock* blocks,
+                       Vector (&sums)[ROWS]) {
+  const Vector scale = load(scales + half * kLanes);
   const Vector minimum = has_minimum(KIND) ? load(scales + kLanes) : Vector{};
 #pragma GCC unroll 16
-  for (std::size_t r = 0; r < kTileRows; ++r) {
-    const IntVector all = (products.upper[r] << kPlaneBits) + products.lower[r];
-    sums[r] += __builtin_convertvector(all, Vector) * (scale * blocks[r].scale);
+  for (std::size_t r = 0; r < ROWS; ++r) {
+    IntVector all = products.upper[r];
+    if constexpr (!one_product(KIND)) all = (all << kPlaneBits) + products.lower[r];
+    sums[r] += __builtin_convertvector(all, Vector) * scaled(scale, blocks[r].exponent);
     if constexpr (has_minimum(KIND)) sums[r] += minimum * blocks[r].sum;
   }
 }
 
-inline void write(const IntegerPanel& job, std::size_t row, Vector sums) {
-  float* out = job.out + row * job.stride;
-  if (job.cols == kLanes) return store(out, sums);
-  float line[kLanes];
-  store(line, sums);
-  for (int i = 0; i < job.cols; ++i) out[i] = line[i];
+// Up to kTileGroups · 16 rows and kTilePanels panels of a job, whose blocks are taken in parts of equal size.
+struct Patch {
+  const IntegerPanels& job;
+  std::size_t begin, end;  // rows
+  std::size_t panels, groups;
+  std::size_t blocks, parts;
+  std::size_t part_size = blocks / parts, longer = blocks % parts;  // so many parts have a block more
+
+  std::size_t size(std::size_t part) const { return part_size + (part < longer); }
+  std::size_t block(std::size_t part) const { return part * part_size + (part < longer ? part : longer); }
+};
+
+// A part of a panel, which takes its turn.
+struct Turn {
+  std::size_t first;  // panel of the patch
+  std::size_t panel = 0, part = 0;
+
+  // The one after it; after the last, the first of the patch that lies behind this one.
+  void next(const Patch& patch) {
+    if (++panel < patch.panels) return;
+    panel = 0;
+    if (++part < patch.parts) return;
+    part = 0;
+    first += patch.panels;
+  }
+  const std::uint8_t* packed(const Patch& patch) const {
+    const std::size_t block = (first + panel) * patch.blocks + patch.block(part);
+    return patch.job.panel + block * static_cast<std::size_t>(panel_block_bytes(patch.job.kind));
+  }
+};
+
+inline void write(const IntegerPanels& job, std::size_t row, std::size_t panel, Vector sums) {
+  float* out = job.out + row * job.stride + panel * kPanelRows;
+  const std::size_t left = job.cols - panel * kPanelRows;
+  _mm512_mask_storeu_ps(out, static_cast<__mmask16>(left < kLanes ? (1 << left) - 1 : 0xffff), (__m512)sums);
 }
 
-// Fetch weights in advance: the next panel's, while this one is multiplied.
-inline void fetch(const std::uint8_t* from, int bytes) {
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
-}
-
+// What a step of the pass reads.
 template <PanelKind KIND>
-void sixteen_rows(const IntegerPanel& job, const Unpacked& panel, std::size_t first, std::size_t count) {
-  constexpr int kSteps = two_scales(KIND) ? 2 : 1;
-  constexpr int kStepColumns = kBlock / kSteps;
-  const std::size_t steps = job.source.columns / kStepColumns;
-  const std::size_t start = job.source.block_index(first, 0);
-  const std::int8_t* activations = job.source.codes + start * kRowBytes;
-  const ActivationBlock* blocks = job.source.blocks + start;
-  const auto begin_step = [&](std::size_t step) {
-    const std::size_t block = step / kSteps, column = step % kSteps * kStepColumns;
-    begin(step, activations + block * kTileRows * kRowBytes + column,
-          panel.weights + step * kStepColumns * kPanelRows);
+inline Pass at(const Pass& pass, std::size_t step) {
+  constexpr std::size_t kColumns = kBlock / steps_of(KIND);
+  const std::size_t block = step / steps_of(KIND), column = step % steps_of(KIND) * kColumns;
+  return {pass.activations + block * kTileBytes + column, pass.weights + block * kTileBytes + column * kPanelRows};
+}
+
+// Multiplies the blocks of `pass`, whose first two steps are begun and first is finished, and as much
+// of `next`. `meanwhile(i)` is called once a block.
+template <PanelKind KIND, std::size_t ROWS, typename Meanwhile>
+inline void multiply_pass(const Pass& pass, const Pass& next, std::size_t blocks, const float (*scales)[2 * kLanes],
+                          const ActivationBlock* about, Products (&products)[2], Vector (&sums)[ROWS],
+                          Meanwhile meanwhile) {
+  constexpr std::size_t kSteps = steps_of(KIND);
+  const std::size_t steps = blocks * kSteps;
+  for (std::size_t step = 0; step < steps; step += 2) {
+    const bool last = step + 2 >= steps;
+    const Pass from = last ? next : at<KIND>(pass, step + 2);
+    // Where the count is odd there is no step after the last, and what lies behind it must not be read.
+    const Pass after = last || step + 3 < steps ? at<KIND>(from, 1) : from;
+    meanwhile(step / kSteps);
+    settle();
+    begin<KIND, 0>(from);
+    finish<KIND, 1>(&products[1]);
+    accumulate<KIND, ROWS>(products[0], scales[step / kSteps], 0, about + step / kSteps * kTileRows, sums);
+    if (kSteps == 1 && step + 1 < steps) meanwhile(step + 1);
+    settle();
+    begin<KIND, 1>(after);
+    finish<KIND, 0>(&products[0]);
+    if (kSteps == 1 && step + 1 == steps) break;
+    const std::size_t block = (step + 1) / kSteps;
+    accumulate<KIND, ROWS>(products[1], scales[block], kSteps - 1, about + block * kTileRows, sums);
+  }
+}
+
+template <PanelKind KIND, std::size_t ROWS>
+void multiply(const Patch& patch, std::size_t first, Scratch& scratch) {
+  constexpr std::size_t kBytes = panel_block_bytes(KIND);
+  alignas(64) Products products[2];
+  Turn turn{first}, later{first}, far{first};  // what is multiplied, unpacked and fetched
+  for (int i = 0; i < kTurnsAhead; ++i) far.next(patch);
+  std::size_t left = patch.panels * patch.parts;
+  const Activations& source = patch.job.source;
+  const auto index = [&](std::size_t group, std::size_t part) {
+    return source.block_index(patch.begin + group * kTileRows, patch.block(part));
   };
-  const std::uint8_t* next = job.panel + job.source.columns / kBlock * panel_block_bytes(KIND);
-  Vector sums[kTileRows] = {};
-  Products products[2];
-  begin_step(0);
-  if (steps > 1) begin_step(1);
-  finish(0, products);
-  for (std::size_t step = 0; step < steps; ++step) {
-    if (step + 2 < steps) begin_step(step + 2);
-    if (step + 1 < steps) finish(step + 1, products);
-    const std::size_t block = step / kSteps;
-    if (first == job.begin) fetch(next + block * panel_block_bytes(KIND), panel_block_bytes(KIND));
-    accumulate<KIND>(products[step % 2], panel.scales + 2 * block * kLanes, static_cast<int>(step % kSteps),
-                     blocks + block * kTileRows, sums);
+  for (std::size_t block = 0; block < patch.size(0); ++block) {
+    Unpacked& unpacked = scratch.unpacked[left % 2];
+    unpack_block<KIND>(later.packed(patch) + block * kBytes, unpacked.weights[block], unpacked.scales[block]);
+    fetch<KIND>(far.packed(patch) + block * kBytes);
   }
+  settle();
+  Pass pass{source.codes + index(0, 0) * kRowBytes, scratch.unpacked[left % 2].weights[0]};
+  begin<KIND, 0>(pass);
+  begin<KIND, 1>(at<KIND>(pass, 1));
+  finish<KIND, 0>(&products[0]);
+  for (; left; --left, turn.next(patch)) {
+    const std::size_t count = patch.size(turn.part);
+    const Unpacked& unpacked = scratch.unpacked[left % 2];
+    later.next(patch);
+    far.next(patch);
+    const std::uint8_t *packed = later.packed(patch), *fetched = far.packed(patch);
+    Unpacked& other = scratch.unpacked[(left - 1) % 2];
+    const std::size_t wanted = left > 1 ? patch.size(later.part) : 0;
+    for (std::size_t group = 0; group < patch.groups; ++group) {
+      const bool ends = group + 1 == patch.groups;
+      const Pass next = {source.codes + index(ends ? 0 : group + 1, ends ? later.part : turn.part) * kRowBytes,
+                         ends ? other.weights[0] : unpacked.weights[0]};
+      const std::size_t unpacks = group ? 0 : wanted;
+      Vector* kept = scratch.sums[turn.panel * patch.groups + group];
+      Vector sums[ROWS] = {};
+      if (turn.part) {
 #pragma GCC unroll 16
-  for (std::size_t r = 0; r < kTileRows; ++r) {  // no index that varies: the sums stay in registers
-    if (r < count) write(job, first + r, sums[r]);
+        for (std::size_t r = 0; r < ROWS; ++r) sums[r] = kept[r];
+      }
+      const auto unpack_one = [&](std::size_t block) {
+        if (block >= unpacks) return;
+        unpack_block<KIND>(packed + block * kBytes, other.weights[block], other.scales[block]);
+        fetch<KIND>(fetched + block * kBytes);
+      };
+      multiply_pass<KIND, ROWS>(pass, next, count, unpacked.scales, source.blocks + index(group, turn.part), products,
+                                sums, unpack_one);
+      unpack_one(count);  // parts differ by up to one block
+      pass = next;
+      if (turn.part + 1 < patch.parts) {
+#pragma GCC unroll 16
+        for (std::size_t r = 0; r < ROWS; ++r) kept[r] = sums[r];
+        continue;
+      }
+      const std::size_t row = patch.begin + group * kTileRows;
+#pragma GCC unroll 16
+      for (std::size_t r = 0; r < ROWS; ++r) {  // no index that varies: the sums stay in registers
+        if (row + r < patch.end) write(patch.job, row + r, turn.first + turn.panel, sums[r]);
+      }
+    }
   }
 }
 
 template <PanelKind KIND>
-void panel(const IntegerPanel& job, float* scratch) {
-  const Unpacked unpacked = unpack_panel<KIND>(job, job.source.columns / kBlock, scratch);
-  configure(two_scales(KIND) ? kBlock / 2 : kBlock);
-  for (std::size_t row = job.begin; row < job.end; row += kTileRows) {
-    sixteen_rows<KIND>(job, unpacked, row, job.end - row < kTileRows ? job.end - row : kTileRows);
+void panels(const IntegerPanels& job, float* scratch) {
+  const std::size_t blocks = job.source.columns / kBlock, parts = (blocks + kTileBlocks - 1) / kTileBlocks;
+  const auto least = [](std::size_t a, std::size_t b) { return a < b ? a : b; };
+  const bool half = job.end - job.begin <= kHalfTile;
+  configure<KIND>(half ? kHalfTile : kTileRows);
+  for (std::size_t first = 0; first < job.count(); first += kTilePanels) {
+    const std::size_t panels = least(kTilePanels, job.count() - first);
+    for (std::size_t row = job.begin; row < job.end; row += kTileGroups * kTileRows) {
+      const std::size_t end = least(row + kTileGroups * kTileRows, job.end);
+      const Patch patch = {job, row, end, panels, (end - row + kTileRows - 1) / kTileRows, blocks, parts};
+      Scratch& mine = *reinterpret_cast<Scratch*>(scratch);
+      half ? multiply<KIND, kHalfTile>(patch, first, mine) : multiply<KIND, kTileRows>(patch, first, mine);
+    }
   }
   _tile_release();
 }
 
 }  // namespace
 
-void tile_panel(const IntegerPanel& job, float* scratch) {
+void tile_panels(const IntegerPanels& job, float* scratch) {
   switch (job.kind) {
-    case PanelKind::Q4: return panel<PanelKind::Q4>(job, scratch);
-    case PanelKind::Q4Min: return panel<PanelKind::Q4Min>(job, scratch);
-    case PanelKind::Q5: return panel<PanelKind::Q5>(job, scratch);
-    case PanelKind::Q5Min: return panel<PanelKind::Q5Min>(job, scratch);
-    case PanelKind::Q6: return panel<PanelKind::Q6>(job, scratch);
-    case PanelKind::Q8: return panel<PanelKind::Q8>(job, scratch);
+    case PanelKind::Q4: return panels<PanelKind::Q4>(job, scratch);
+    case PanelKind::Q4Min: return panels<PanelKind::Q4Min>(job, scratch);
+    case PanelKind::Q5: return panels<PanelKind::Q5>(job, scratch);
+    case PanelKind::Q5Min: return panels<PanelKind::Q5Min>(job, scratch);
+    case PanelKind::Q6: return panels<PanelKind::Q6>(job, scratch);
+    case PanelKind::Q8: return panels<PanelKind::Q8>(job, scratch);
   }
 }
 

@@ -35,6 +35,18 @@ void put(Number* to, std::size_t step, const Number* from, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) to[i * step] = from[i];
 }
 
+// One position's codes of a panel's dimensions: every fourth byte of a vector.
+inline void put_value(const std::int8_t* from, std::size_t position, std::uint8_t* panel) {
+#if defined(__AVX512F__)
+  const auto at = static_cast<unsigned>(position % 4);
+  const __m512i spread = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  _mm512_mask_storeu_epi8(panel + panel_byte(0, position - at), 0x1111111111111111u << at,
+                          _mm512_sll_epi32(spread, _mm_cvtsi32_si128(static_cast<int>(8 * at))));
+#else
+  for (std::size_t i = 0; i < kCodeLanes; ++i) panel[panel_byte(i, position)] = static_cast<std::uint8_t>(from[i]);
+#endif
+}
+
 // One head's key and value as codes, into their panels.
 template <int PLANES>
 void put_codes(const RotateRow& job, std::size_t head, const float* key, const float* value) {
@@ -50,9 +62,8 @@ void put_codes(const RotateRow& job, std::size_t head, const float* key, const f
   scales[lanes + job.offset] = to_codes<PLANES>(value, cache.head_size, codes[0], codes[1]);
   for (int plane = 0; plane < PLANES; ++plane) {
     for (std::size_t panel = 0; panel < width / kCodeLanes; ++panel) {
-      std::uint8_t* to = job.block + cache.value_offset(head) + cache.panel_offset(panel, plane, lanes);
-      const std::int8_t* from = codes[plane] + panel * kCodeLanes;
-      for (std::size_t i = 0; i < kCodeLanes; ++i) to[panel_byte(i, job.offset)] = static_cast<std::uint8_t>(from[i]);
+      put_value(codes[plane] + panel * kCodeLanes, job.offset,
+                job.block + cache.value_offset(head) + cache.panel_offset(panel, plane, lanes));
     }
   }
 }

@@ -14,6 +14,9 @@ inline IntVector load_codes(const std::uint8_t* from) {
   return value;
 }
 
+// A float times a power of two by its bits; 0 stays none, so no weight is packed with a scale of 0.
+inline Vector scaled(Vector value, std::int32_t exponent) { return (Vector)((IntVector)value + exponent); }
+
 constexpr bool has_minimum(PanelKind kind) { return kind == PanelKind::Q4Min || kind == PanelKind::Q5Min; }
 
 constexpr bool two_scales(PanelKind kind) { return kind == PanelKind::Q6; }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import math
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -22,19 +24,25 @@ from headrace import console
 from headrace.cache.exact import ExactCache
 from headrace.config.history import keep
 from headrace.config.load import Loaded
-from headrace.config.schema import LOCAL, Configuration
+from headrace.config.schema import LOCAL, Configuration, Logging
 from headrace.config.secrets import resolve
+from headrace.gateway.access import AccessLog
 from headrace.gateway.adapters import Adapters
 from headrace.gateway.admission import Admission
-from headrace.gateway.app import build
+from headrace.gateway.app import ANSWERING, build, generations
 from headrace.gateway.connection import Connection
 from headrace.gateway.engine_metrics import watch_engines, watch_residency
 from headrace.gateway.keyring import Keyring
+from headrace.gateway.offline.endpoints import Offline
+from headrace.gateway.offline.runner import Runner
+from headrace.gateway.offline.store import OfflineStore
 from headrace.gateway.reload import Reloader
 from headrace.gateway.residents import Residents
 from headrace.gateway.services import HEARTBEAT, Deployment, Services
 from headrace.observability.conversations import Conversations
+from headrace.observability.lines import LineHandler, Lines, call_line
 from headrace.observability.metrics import Metrics
+from headrace.observability.record import CallRecord
 from headrace.observability.recorder import Recorder
 from headrace.providers.base import Provider
 from headrace.providers.local import LocalProvider
@@ -53,8 +61,10 @@ KEEP_ALIVE = 75  # seconds; longer than clients keep an idle connection
 class App:
     """The platform: `asgi` answers requests between `start` and `close`."""
 
-    def __init__(self, services: Services, recorder: Recorder) -> None:
+    def __init__(self, services: Services, recorder: Recorder, lines: Lines | None = None) -> None:
         self.services = services
+        self.lines = lines
+        self._handler: LineHandler | None = None
         self.recorder = recorder
         self.reloader: Reloader | None = None
         self.stopping: Callable[[], bool] = lambda: False  # whether the server winds down
@@ -64,7 +74,15 @@ class App:
         admin: list[Route] = []
         if isinstance(local, LocalProvider):
             admin = Adapters(services, local, pull).routes() + Residents(services, local).routes()
-        self.asgi: ASGIApp = build(services, [*admin, *page], self._lifespan)
+        answers = generations(services)
+        directory = data_directory(services.configuration)
+        stored = OfflineStore(recorder.store.engine, directory, lambda: services.wall())
+        self.runner = Runner(services, answers, stored)
+        offline = Offline(services, stored, self.runner).routes()
+        routes = [*offline, *admin, *page]
+        self.asgi: ASGIApp = build(services, answers, routes, self._lifespan)
+        if lines is not None and services.configuration.logging.requests:
+            self.asgi = AccessLog(self.asgi, lines, ANSWERING, services.clock)
 
     @classmethod
     def build(
@@ -86,6 +104,9 @@ class App:
         directory = data_directory(configuration)
         recorder = Recorder.open(directory)
         keep(directory, loaded, time.time())
+        lines = None
+        if configuration.logging != Logging():
+            lines = Lines(lambda line: sys.stderr.write(line), time.time)
         admission = Admission(configuration.server.max_concurrent_requests)
         metrics = Metrics()
         metrics.watch_lost(lambda: recorder.lost)
@@ -97,7 +118,7 @@ class App:
         services = Services(
             now=Deployment.of(loaded, providers),
             router=Router(Health(clock), Speeds(_load_of(providers))),
-            record=recorder.record,
+            record=_recording(recorder, lines if configuration.logging.requests else None),
             metrics=metrics,
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,
@@ -109,7 +130,7 @@ class App:
             clock=clock,
             heartbeat=heartbeat,
         )
-        return cls(services, recorder)
+        return cls(services, recorder, lines)
 
     def watch(
         self, path: Path, read: Callable[[], Loaded], environ: Mapping[str, str] = os.environ
@@ -129,11 +150,15 @@ class App:
 
     async def start(self) -> None:
         """Start the providers. Raises what the first that cannot start raises; close it then."""
+        if self.lines is not None and self.services.configuration.logging.format == "json":
+            self._handler = LineHandler(self.lines)
+            logging.getLogger().addHandler(self._handler)
         try:
             async with asyncio.TaskGroup() as group:
                 for provider in self.services.providers.values():
                     group.create_task(provider.start())
             self.services.keyring.start()
+            self.runner.start()
             if self.reloader is not None:
                 self.reloader.start()
         except ExceptionGroup as errors:
@@ -141,6 +166,7 @@ class App:
 
     async def close(self) -> None:
         """Let running calls say their end, then release everything; what was recorded is kept."""
+        await self.runner.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.services.admission.idle(), GRACE)
         if self.reloader is not None:
@@ -149,6 +175,10 @@ class App:
         await asyncio.gather(*(provider.close() for provider in providers), return_exceptions=True)
         await self.services.keyring.close()
         await asyncio.to_thread(self.recorder.close)
+        if self._handler is not None:
+            logging.getLogger().removeHandler(self._handler)
+        if self.lines is not None:
+            await asyncio.to_thread(self.lines.close)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -252,6 +282,18 @@ def data_directory(configuration: Configuration) -> Path:
     """Where calls and keys are kept."""
     directory = configuration.log.directory
     return home() if directory is None else Path(directory).expanduser()
+
+
+def _recording(recorder: Recorder, lines: Lines | None) -> Callable[[CallRecord], None]:
+    """What takes the record of each call."""
+    if lines is None:
+        return recorder.record
+
+    def record(call: CallRecord) -> None:
+        recorder.record(call)
+        lines.say(call_line(call))
+
+    return record
 
 
 def _providers(

@@ -38,4 +38,4 @@ def whole_prompt(tokens: Several[int], pool: BlockPool) -> Batch:
     sequence = new_sequence(tokens)
     if not pool.grow(sequence.table, len(tokens)):
         raise MemoryError(f"{len(tokens)} tokens do not fit the pool")
-    return plan_batch([Span(sequence, len(tokens))], pool.block_size)
+    return plan_batch([Span.of(sequence, len(tokens))], pool.block_size)

@@ -20,7 +20,19 @@ BF16, F16, F32, I32 = "*bf16", "*fp16", "*fp32", "*i32"
 TYPES = {  # of parameters that are the same wherever they occur
     **dict.fromkeys(["out", "qkv", "keys", "values", "rows_in", "source", "add"], BF16),
     **dict.fromkeys(["scales", "minima"], F16),
-    **dict.fromkeys(["sinks", "partial_sums", "partial_stats", "bias", "residual", "sums"], F32),
+    **dict.fromkeys(
+        [
+            "key_scales",
+            "value_scales",
+            "sinks",
+            "partial_sums",
+            "partial_stats",
+            "bias",
+            "residual",
+            "sums",
+        ],
+        F32,
+    ),
     **dict.fromkeys(["far", "near", "query_weight", "key_weight"], F32),
     **dict.fromkeys(["tiles", "merges", "counts", "tables", "positions", "slots", "tokens"], I32),
     **dict.fromkeys(["order", "tile_starts", "tile_ends", "tile_experts"], I32),
@@ -30,6 +42,11 @@ WEIGHTS = {"dense": BF16, "int8": "*i8", "int4": "*u8"}
 GROUPS = {"GROUP": 32}
 TILE = {"GROUP": 4, "SINKS": True, "BLOCK_D": 128}
 SEEN = {"WINDOW": 100, "CAUSAL": True, "CAPPED": True, "PAGE": 32, "SPLIT": 256, "BLOCK_N": 64}
+CACHES = {  # parameters that hold KV, by the form of its entries
+    "float": {"keys": BF16, "values": BF16},
+    "int8": {"keys": "*i8", "values": "*i8"},
+    "fp8": {"keys": "*u8", "values": "*u8"},
+}
 HEADS = {"NORM": True, "INTERLEAVED": False, "NEAR": 1024, "BLOCK": 128}
 NORM = {"ADD": True, "LAYER": True, "BIAS": True, "ACCUMULATE": True, "BLOCK": 4096}
 
@@ -50,9 +67,10 @@ def compile_kernel(
 
 def compile_all(chip: int) -> None:
     """Every kernel, in the forms that differ."""
-    for rows_of_tile in (16, 64):
-        constants = {**TILE, **SEEN, "BLOCK_M": rows_of_tile}
-        compile_kernel(chip, attention.attend_tiles, constants)
+    for kv, cache in CACHES.items():
+        constants = {**TILE, **SEEN, "BLOCK_M": 16 if kv == "int8" else 64, "KV": kv}
+        compile_kernel(chip, attention.attend_tiles, constants, cache)
+        compile_kernel(chip, rows.rotate_and_write, {**HEADS, "KV": kv}, cache)
     compile_kernel(chip, attention.merge_splits, {**TILE, "BLOCK_M": 16})
     for kind, weight in WEIGHTS.items():
         form = {"KIND": kind, **GROUPS, "MINIMA": kind == "int4", "BIAS": True}
@@ -64,7 +82,6 @@ def compile_all(chip: int) -> None:
     compile_kernel(chip, linear.add_splits, {"BIAS": True, "SPLITS": 3, "BLOCK": 1024})
     compile_kernel(chip, rows.norm_rows, NORM, {"weight": F32})
     compile_kernel(chip, rows.norm_parts, {"BLOCK": 1024}, {"weight": F32})
-    compile_kernel(chip, rows.rotate_and_write, HEADS)
     for kind in ("silu", "gelu", "gelu_tanh", "clamped_silu"):
         compile_kernel(chip, rows.gate_rows, {"KIND": kind, "BLOCK": 1024})
     for kind in ("relu", "tanh"):

@@ -61,7 +61,7 @@ COLUMNS = (
     Column("total", 9, lambda call: _milliseconds(call.duration)),
     Column("in", 6, lambda call: str(call.prompt_tokens)),
     Column("out", 6, lambda call: str(call.completion_tokens)),
-    Column("dollars", 10, lambda call: f"{call.cost:.6f}"),
+    Column("dollars", 10, lambda call: "?" if call.cost is None else f"{call.cost:.6f}"),
     Column("error", 60, lambda call: call.error or ""),
 )
 

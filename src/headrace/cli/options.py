@@ -15,5 +15,5 @@ QuantizationOption = Annotated[
 ]
 KVOption = Annotated[
     KVChoice | None,
-    typer.Option(help="Entries of the KV cache: int8 halves its memory and what a token reads."),
+    typer.Option(help="Entries of the KV cache: int8 (and fp8, on a GPU) halves its memory."),
 ]

@@ -9,6 +9,7 @@ import msgspec
 
 from headrace.config.check import SourceFault, reference_problems, type_problems
 from headrace.config.document import MAX_BYTES, DocumentError, Problem, parse
+from headrace.config.prices import priced
 from headrace.config.schema import Configuration
 
 __all__ = ["ConfigurationError", "Loaded", "Problem", "load", "version_of"]
@@ -90,7 +91,7 @@ def _configuration(path: Path, content: bytes, source_fault: SourceFault) -> Con
     problems = reference_problems(configuration, document, source_fault)
     if problems:
         raise ConfigurationError(path, _in_order(problems))
-    return configuration
+    return priced(configuration)
 
 
 def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:

@@ -99,11 +99,19 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
-    """Dollars per million tokens."""
+    """Dollars per million tokens. A price without `input` and `output` is not known; of a known
+    one, what is not given is 0, and for cached tokens and those written to a cache `input`."""
 
-    input: Dollars = 0.0
-    output: Dollars = 0.0
+    input: Dollars | None = None
+    output: Dollars | None = None
     cached_input: Dollars | None = None
+    cache_write: Dollars | None = None
+    cache_write_1h: Dollars | None = None  # as `cache_write` where it is not given
+
+    @property
+    def known(self) -> bool:
+        """Whether it says anything."""
+        return self.input is not None or self.output is not None
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,6 +135,13 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     prefill: bool = False
     quality: Share | None = None
     limits: Limits = Limits()
+
+    @property
+    def rates(self) -> Price | None:
+        """What its tokens cost; None where that is not known. Nobody bills for our own engine's."""
+        if self.price.known:
+            return self.price
+        return Price(input=0.0, output=0.0) if self.provider == LOCAL else None
 
     @property
     def upstream(self) -> str:
@@ -212,7 +227,7 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: as many as this process may use
     kv_tokens: Count = 32_768
-    kv: Literal["auto", "f16", "int8"] = "auto"  # entries of the KV cache
+    kv: Literal["auto", "f16", "int8", "fp8"] = "auto"  # entries of the KV cache
     memory: str | None = None  # of all models together, as "8GiB"; null: what there really is
     quantization: Literal["int8", "int4", "fp8"] | None = (
         None  # of float weights, when they are loaded
@@ -244,11 +259,32 @@ class Cache(Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Count = 64 * 1024 * 1024
 
 
+class Files(Struct, frozen=True, forbid_unknown_fields=True):
+    """What callers may store: bytes of one file, and of all files of one key."""
+
+    max_bytes: Count = 200 * 1024 * 1024
+    max_total_bytes: Count = 10 * 1024**3
+
+
+class Batches(Struct, frozen=True, forbid_unknown_fields=True):
+    """How many lines of batches run at once, on our own engines and on remote providers each."""
+
+    concurrency: Annotated[int, Meta(ge=1, le=256)] = 16
+
+
 class Log(Struct, frozen=True, forbid_unknown_fields=True):
     """Where calls are recorded. None: `~/.local/share/headrace` (or `$HEADRACE_HOME`)."""
 
     directory: str | None = None
     content: bool = True  # record input and output, not only their sizes
+
+
+class Logging(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is said on standard error: `requests` is a line of JSON for each, `format` is that of
+    everything else."""
+
+    requests: bool = False
+    format: Literal["text", "json"] = "text"
 
 
 class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
@@ -263,4 +299,7 @@ class Configuration(Struct, frozen=True, forbid_unknown_fields=True):
     )
     routes: tuple[Route, ...] = ()
     cache: Cache = Cache()
+    files: Files = Files()
+    batches: Batches = Batches()
     log: Log = Log()
+    logging: Logging = Logging()

@@ -28,7 +28,7 @@ class CallRow(Struct, frozen=True, kw_only=True):
     itl: float | None
     prompt_tokens: int
     completion_tokens: int
-    cost: float
+    cost: float | None
     attempts: int
     preview: str
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from headrace.gateway.call import Call
 from headrace.gateway.services import Services
 from headrace.observability.record import AttemptRecord, CallRecord, CallStatus
 from headrace.protocol.errors import HeadraceError
-from headrace.protocol.generation import EngineTimings, GenerationRequest, Usage
+from headrace.protocol.generation import AnyRequest, EngineTimings, GenerationRequest, Usage
 from headrace.router.decide import digest
 
 _SILENT = GenerationRequest(endpoint="chat", model="")  # says nothing
@@ -27,7 +28,8 @@ def account(
     """Make the call's record and hand it on. After it the last bytes may be sent."""
     record = record_of(services, call, status, http_status, error)
     tokens = record.prompt_tokens + record.completion_tokens
-    services.keyring.end(call.charge, tokens, record.cost)
+    spent = sum(attempt.cost or 0.0 for attempt in record.attempts)
+    services.keyring.end(call.charge, tokens, spent)
     services.record(record)
     services.metrics.observe(record)
 
@@ -76,7 +78,7 @@ def record_of(
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
         usage_provenance=None if usage is NOTHING else usage.provenance,
-        cost=sum(attempt.cost for attempt in attempts),
+        cost=_dollars(attempts),
         decision=None
         if call.decision is None
         else {
@@ -114,6 +116,16 @@ def _attempts(call: Call, own: bool) -> tuple[AttemptRecord, ...]:
     return tuple(call.execution.attempts)
 
 
+def _dollars(attempts: tuple[AttemptRecord, ...]) -> float | None:
+    """What all of them cost; None where one has no known price."""
+    total = 0.0
+    for attempt in attempts:
+        if attempt.cost is None:
+            return None
+        total += attempt.cost
+    return total
+
+
 def _itl(call: Call, usage: Usage) -> float | None:
     """Mean seconds between output tokens, of which a delta may hold several."""
     if call.first_delta is None or call.last_delta is None or usage.completion_tokens < 2:
@@ -134,9 +146,19 @@ def _input(call: Call) -> dict[str, Any] | None:
     request = call.request
     if request is None:
         return None
-    fields = ((name, getattr(request, name)) for name in request.__struct_fields__)
     return {
         name: value
-        for name, value in fields
-        if name == "endpoint" or (name != "tenant" and value != getattr(_SILENT, name, None))
+        for name, default in _told(type(request))
+        if (value := getattr(request, name)) != default
     }
+
+
+@cache
+def _told(kind: type[AnyRequest]) -> tuple[tuple[str, Any], ...]:
+    """The fields of a request that its record holds, each with the value that says nothing;
+    `endpoint` always says something."""
+    return tuple(
+        (name, None if name == "endpoint" else getattr(_SILENT, name, None))
+        for name in kind.__struct_fields__
+        if name != "tenant"
+    )

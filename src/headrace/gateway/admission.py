@@ -60,33 +60,42 @@ def check_type(headers: Mapping[str, str]) -> None:
         raise MalformedBody("A content-encoding is not supported; send the body as it is.")
 
 
-async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
-    """The whole body, of at most `limit` bytes.
+async def read_body(
+    headers: Mapping[str, str], receive: Receive, limit: int, *, arrived: bool = False
+) -> bytes:
+    """The whole body, of at most `limit` bytes; `arrived` says that there is nothing to wait for.
 
     Raises BodyTooLarge (by the announced length, or else as soon as too much has come),
     RequestTimeout where it takes too long to come, and ClientGone.
     """
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
-    pieces: list[bytes] = []
-    size = 0
+        raise too_large(limit)
+    if arrived:
+        return await _whole(receive, limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size > limit:
-                    raise _too_large(limit)
-                pieces.append(piece)
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
+            return await _whole(receive, limit)
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {BODY_TIMEOUT:g} s.") from None
 
 
-def _too_large(limit: int) -> BodyTooLarge:
+async def _whole(receive: Receive, limit: int) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise too_large(limit)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """What is said of a body of over `limit` bytes."""
     return BodyTooLarge(f"The body is over the limit of {limit} bytes.")

@@ -49,16 +49,24 @@ ANSWERING: Mapping[str, Endpoint] = {
 log = logging.getLogger(__name__)
 
 
-def build(
-    services: Services, extra_routes: Sequence[BaseRoute] = (), lifespan: Lifespan | None = None
-) -> ASGIApp:
-    """The gateway over `services`; `extra_routes` come after its own paths."""
-    lookup = Lookup(services)
-    ids = request_ids.RequestIds(services.new_id)
-    endpoints = Endpoints(services)
-    answering = {
-        path: Generations(services, endpoint, lookup, ids) for path, endpoint in ANSWERING.items()
+def generations(services: Services) -> dict[Endpoint, Generations]:
+    """What answers each generating endpoint."""
+    lookup, ids = Lookup(services), request_ids.RequestIds(services.new_id)
+    return {
+        endpoint: Generations(services, endpoint, lookup, ids) for endpoint in ANSWERING.values()
     }
+
+
+def build(
+    services: Services,
+    answers: Mapping[Endpoint, Generations],
+    extra_routes: Sequence[BaseRoute] = (),
+    lifespan: Lifespan | None = None,
+) -> ASGIApp:
+    """The gateway over `services`, whose `generations` are `answers`; `extra_routes` come after
+    its own paths."""
+    endpoints = Endpoints(services)
+    answering = {path: answers[endpoint] for path, endpoint in ANSWERING.items()}
     stored = StoredResponses(services)
     routes: list[BaseRoute] = [
         *(Route(path, generations, methods=["POST"]) for path, generations in answering.items()),
@@ -76,7 +84,7 @@ def build(
 
     def failed(request: Request, error: HeadraceError) -> Response:
         theirs = request.headers.get(request_ids.HEADER)
-        request_id = theirs if request_ids.usable(theirs) else ids.new()
+        request_id = theirs if request_ids.usable(theirs) else request_ids.new(services.new_id)
         form = format_of_path(request.url.path)
         return Response(
             form.error_body(error, request_id),

@@ -17,7 +17,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 from msgspec import structs
 
@@ -185,8 +185,9 @@ class Execution:
         """The next of `waiting`, opened, or the one after it that hedged it."""
         trial = Trial(self._ground, waiting.popleft(), request)
         patience = self._plan.conduct.hedge_after
+        bound = nullcontext() if self._deadline is None else asyncio.timeout_at(self._deadline)
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with bound:
                 if patience is None or not waiting:
                     await self._opened(trial, failed)
                     return trial
@@ -260,9 +261,9 @@ class Execution:
         most = self._plan.conduct.max_extra_cost
         if most is None:
             return False
-        lost = sum(record.cost for record in self._ground.records)
+        lost = sum(record.cost or 0.0 for record in self._ground.records)
         if hedging:
-            return lost + max(attempt.prompt_cost for attempt in hedging) > most
+            return lost + max(attempt.prompt_cost or 0.0 for attempt in hedging) > most
         return lost > most
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from headrace.gateway.attempts import Execution
@@ -13,6 +14,11 @@ from headrace.protocol.generation import AnyRequest, Endpoint
 from headrace.protocol.openai_answer import Identity
 from headrace.router.decide import Decision
 from headrace.router.plan import Attempt, Plan
+
+CLIENT_CLOSED = 499  # what is said of a call whose client left before a status was sent
+
+# Waits until a call that goes to a provider may go on.
+Turn = Callable[[str], Awaitable[None]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +33,7 @@ class Call:
     started_at: float
     deployment: Deployment  # that of its start, to its end
     charge: Charge = field(default_factory=Charge)
+    turn: Turn | None = None  # waits for the turn of a call that nobody waits for
     model: str = ""  # as the caller asked
     request: AnyRequest | None = None
     decision: Decision | None = None

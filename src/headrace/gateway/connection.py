@@ -1,4 +1,5 @@
-"""One client's connection: a request whose head is too slow or too long is dropped.
+"""One client's connection: a request whose head is too slow or too long is dropped, and whoever
+answers one can ask here whether the client is still there.
 
 A client that sends a head byte by byte, or without end, would else hold its connection or fill
 the memory as it likes; bodies have their own limits (`admission.read_body`), idle connections
@@ -8,50 +9,107 @@ uvicorn's.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_TIMEOUT = 15.0  # seconds
 MAX_HEAD_BYTES = 1024 * 1024
 
+CLIENT = "headrace.client"  # in the scope of a request
+
+
+class Client(Protocol):
+    """Who sent a request and reads its answer. `arrived`: the request is here whole. `on_loss` is
+    called when the client hangs up; one call is answered at a time."""
+
+    arrived: bool
+    on_loss: Callable[[], None] | None
+
+    @property
+    def full(self) -> bool:
+        """Whether the client leaves what was sent unread, so that the next write will wait."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client is gone."""
+        ...
+
+    def hold(self) -> None:
+        """Let the next write wait for the one after it, so that both go out in one system call."""
+        ...
+
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's HTTP protocol with bounds on request heads."""
+    """Uvicorn's HTTP protocol with bounds on request heads: the `Client` at the other end."""
 
+    arrived = False
+    on_loss: Callable[[], None] | None = None
     _head_bytes = 0
+    _in_head = True
     _head_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether the client leaves what was sent unread, so that the next write will wait."""
+        return bool(self.flow.write_paused)
+
+    def hold(self) -> None:
+        """Let the next write wait for the one after it, so that both go out in one system call."""
+        self._corked.holding = True
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client is gone."""
+        return self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request's head."""
         super().connection_made(transport)
+        self._corked = _Corked(transport)
+        self.transport = cast(asyncio.Transport, self._corked)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         super().data_received(data)
-        if self._head_timer is not None:
+        if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._drop()
+            else:
+                self._await_head()
 
     def on_message_begin(self) -> None:
-        """Wait for the rest of a head that has begun."""
+        """A request begins: wait for the rest of its head, where it does not come at once."""
         super().on_message_begin()
-        self._await_head()
+        self.scope[CLIENT] = self  # type: ignore[literal-required]
+        self.arrived = False
+        self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
         """The head is here."""
+        self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The body is here."""
+        super().on_message_complete()
+        self.arrived = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nobody is there any more."""
         self._stop_waiting()
         super().connection_lost(exc)
+        if self.on_loss is not None:
+            self.on_loss()
 
     def _await_head(self) -> None:
-        if self._head_timer is None:
-            self._head_bytes = 0
+        if self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._drop)
 
     def _stop_waiting(self) -> None:
@@ -62,3 +120,39 @@ class Connection(HttpToolsProtocol):
     def _drop(self) -> None:
         self._stop_waiting()
         self.transport.close()
+
+
+class _Corked:
+    """A transport with a cork."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.holding = False
+        self._held = b""
+        self._transport = transport
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, or hold back."""
+        if self.holding:
+            self.holding = False
+            self._held += data
+            return
+        if self._held:
+            data, self._held = self._held + data, b""
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what was held back, and close."""
+        self.holding = False
+        if self._held:
+            self.write(b"")
+        self._transport.close()
+
+
+def client_of(scope: Scope) -> Client:
+    """Who sent a request."""
+    client: Client = scope[CLIENT]
+    return client

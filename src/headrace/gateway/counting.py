@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from headrace.gateway.admission import check_type, read_body
 from headrace.gateway.attempts import fails_over
+from headrace.gateway.connection import client_of
 from headrace.gateway.disconnect import ClientGone, client_present
 from headrace.gateway.door import HOLDER
 from headrace.gateway.keyring import Charge
@@ -41,7 +42,7 @@ class Counting:
                 body = await read_body(request.headers, request.receive, limit)
                 asked = structs.replace(count_request(decode_object(body)), tenant=charge.tenant)
                 charge.permit(asked.model)
-                with client_present(request.receive):
+                with client_present(client_of(request.scope)):
                     tokens = await self._count(asked, request.headers)
             except ClientGone:
                 return Response(status_code=499)  # nobody reads it

@@ -1,8 +1,5 @@
-"""Clients that hang up: noticed at every moment, and their generation stopped.
-
-An ASGI server reports a hang-up only to someone who waits in `receive()`, so a task waits there
-for as long as the call runs, streaming or not, before the first token or after it.
-"""
+"""Clients that hang up: noticed at every moment, and their generation stopped: streaming or not,
+before the first token or after it."""
 
 from __future__ import annotations
 
@@ -11,8 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from starlette.types import Receive
-
+from headrace.gateway.connection import Client
 from headrace.protocol.generation import Event
 
 
@@ -30,22 +26,22 @@ class Events(Protocol):
 
 
 @contextmanager
-def client_present(receive: Receive) -> Iterator[None]:
+def client_present(client: Client) -> Iterator[None]:
     """Run the block while the client is there; when it hangs up the block is cancelled and
-    ClientGone raised. The body must have been received."""
+    ClientGone raised."""
     task = asyncio.current_task()
     if task is None:
         raise RuntimeError("client_present needs a task to cancel")
+    if client.lost:
+        raise ClientGone
     gone = False
 
-    async def watch() -> None:
+    def leave() -> None:
         nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
         gone = True
         task.cancel()
 
-    watcher = asyncio.get_running_loop().create_task(watch())
+    client.on_loss = leave
     try:
         yield
     except asyncio.CancelledError:
@@ -53,7 +49,7 @@ def client_present(receive: Receive) -> Iterator[None]:
             raise ClientGone from None
         raise
     finally:
-        watcher.cancel()
+        client.on_loss = None
 
 
 async def close(events: Events) -> None:

@@ -39,13 +39,14 @@ async def stream(
     async for event in events:
         _take(services, call, event)
         frames = b""
+        opens = encoder is None
         if encoder is None:
             encoder = reply.form.stream(_identity(services, call), request)
             await reply.open_stream(decision_headers(call), encoder)
             frames = encoder.opening()
         if isinstance(event, Finished):
             last = frames + encoder.closing(event)
-        elif frames := frames + encoder.event(event):
+        elif (frames := frames + encoder.event(event)) or opens:
             await reply.write(frames)
     if last is None:
         raise UpstreamError("The answer ended before it was finished.")
@@ -56,19 +57,31 @@ async def stream(
 def heartbeats(reply: Reply, interval: float) -> Iterator[None]:
     """Send a comment line whenever an open stream was silent for `interval` seconds."""
 
-    async def beat() -> None:
-        while True:
-            before = reply.writes
-            await asyncio.sleep(interval)
-            if reply.started and reply.writes == before:
-                with suppress(ClientGone):  # the stream's own next write says so too
-                    await reply.write(sse.HEARTBEAT)
+    loop = asyncio.get_running_loop()
+    writing: set[asyncio.Task[None]] = set()
+    before = reply.writes
+    timer: asyncio.TimerHandle
 
-    beating = asyncio.get_running_loop().create_task(beat())
+    async def beat() -> None:
+        with suppress(ClientGone):  # the stream's own next write says so too
+            await reply.write(sse.HEARTBEAT)
+
+    def look() -> None:
+        nonlocal before, timer
+        if reply.started and reply.writes == before and not writing:
+            task = loop.create_task(beat())
+            writing.add(task)
+            task.add_done_callback(writing.discard)
+        before = reply.writes
+        timer = loop.call_later(interval, look)
+
+    timer = loop.call_later(interval, look)
     try:
         yield
     finally:
-        beating.cancel()
+        timer.cancel()
+        for task in writing:
+            task.cancel()
 
 
 def _take(services: Services, call: Call, event: Event) -> None:

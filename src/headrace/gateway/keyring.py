@@ -49,6 +49,7 @@ class Charge:
     tokens: list[tuple[Scope, int]] = field(default_factory=list)  # and the second
     taken: int = 0  # tokens
     reserved: float = 0.0  # dollars
+    later: bool = False  # work that waits for its turn: no limit holds for it but the budget
     over: bool = False
 
     @property
@@ -165,7 +166,18 @@ class Keyring:
             raise AuthenticationRequired(
                 "A key is required: 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
             )
-        holder = self._holders.get(digest_of(secret.strip()))
+        return self._good(self._holders.get(digest_of(secret.strip())))
+
+    def holder(self, tenant: str) -> Holder | None:
+        """Who pays for what `tenant` left to be done later; None where that was nobody's.
+
+        Raises AuthenticationRequired where its key is good no more.
+        """
+        if tenant == OPEN_TENANT:
+            return None
+        return self._good(next((h for h in self._holders.values() if h.key.name == tenant), None))
+
+    def _good(self, holder: Holder | None) -> Holder:
         if holder is None:
             raise AuthenticationRequired("This key is not known.")
         if holder.key.revoked is not None:
@@ -201,7 +213,7 @@ class Keyring:
         """
         holder = charge.holder
         charge.permit(asked)
-        scope = self._models.get(model)
+        scope = None if charge.later else self._models.get(model)
         if scope is not None:
             scope.enter()
             charge.scopes.append(scope)

@@ -33,7 +33,7 @@ from sqlalchemy import (
     update,
 )
 
-from headrace.observability.database import migrate, open_engine
+from headrace.observability.database import locked, migrate, open_engine
 
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
 HEAD = "keys_0001"
@@ -141,7 +141,7 @@ class KeyStore:
             created=self._clock(),
         )
         row = {**msgspec.to_builtins(made), "models": msgspec.json.encode(made.models).decode()}
-        with self._locked() as connection:
+        with locked(self._engine) as connection:
             taken = select(_keys.id).where(_keys.name == key.name)
             if connection.execute(taken).first() is not None:
                 raise KeyExists(key.name)
@@ -172,7 +172,7 @@ class KeyStore:
         """Hold more of a budget for `holder`: `wanted` dollars, or what is left if that is at
         least `least`, else 0."""
         now = self._clock()
-        with self._locked() as connection:
+        with locked(self._engine) as connection:
             connection.execute(delete(leases_table).where(_leases.until < now))
             key = select(_keys.budget, _keys.spent).where(_keys.id == key_id).with_for_update()
             row = connection.execute(key).one()
@@ -188,7 +188,7 @@ class KeyStore:
     def settle(self, key_id: str, holder: str, spent: float, returned: float) -> None:
         """Tell what `holder` spent of its lease and what it gives back; the rest is held on."""
         now = self._clock()
-        with self._locked() as connection:
+        with locked(self._engine) as connection:
             spending = update(keys_table).where(_keys.id == key_id)
             connection.execute(spending.values(spent=_keys.spent + spent))
             self._hold(connection, key_id, holder, -(spent + returned), now)
@@ -205,31 +205,6 @@ class KeyStore:
         if changed.rowcount == 0 and more > 0:
             row = {"key_id": key_id, "holder": holder, "amount": more}
             connection.execute(insert(leases_table).values(until=now + LEASE_SECONDS, **row))
-
-    def _locked(self) -> Any:
-        """A transaction in which nobody else writes what it has read."""
-        return _Locked(self._engine.connect())
-
-
-class _Locked:
-    """SQLite takes its lock at the first write unless told to do so at once."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> Connection:
-        if self._connection.dialect.name == "sqlite":
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
-        return self._connection
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._connection.commit()
-            else:
-                self._connection.rollback()
-        finally:
-            self._connection.close()
 
 
 def _key(row: Row[Any]) -> Key:

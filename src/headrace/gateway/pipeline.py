@@ -12,14 +12,17 @@ import gc
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
+from headrace.config.schema import LOCAL
 from headrace.gateway import request_ids
 from headrace.gateway.accounting import account
 from headrace.gateway.admission import check_type, read_body
-from headrace.gateway.call import Call
+from headrace.gateway.call import CLIENT_CLOSED, Call, Turn
+from headrace.gateway.connection import Client, client_of
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
 from headrace.gateway.door import HOLDER
@@ -27,20 +30,30 @@ from headrace.gateway.formats import FORMATS
 from headrace.gateway.frames import collect, heartbeats, stream
 from headrace.gateway.headers import headers_of
 from headrace.gateway.keyring import Charge, Holder
-from headrace.gateway.lookup import HEADER, Lookup, wish_of
+from headrace.gateway.lookup import HEADER, Lookup, Wish, wish_of
 from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
 from headrace.protocol.errors import HeadraceError, InternalFault, Overloaded
 from headrace.protocol.generation import AnyRequest, Endpoint, GenerationRequest
 from headrace.protocol.json import decode_object
+from headrace.protocol.openai import MAX_PRIORITY
+from headrace.router.decide import Decision
 from headrace.router.facts import CHARACTERS_PER_TOKEN, UNSAID, facts_of
 from headrace.router.plan import Plan
 
 LARGE = 256 * 1024  # bytes; about a millisecond
 LARGE_BODIES = ThreadPoolExecutor(1, "large-bodies")
-CLIENT_CLOSED = 499  # what the record says where no status was sent
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request as it comes in."""
+
+    headers: Mapping[str, str]
+    receive: Receive
+    client: Client
 
 
 class Generations:
@@ -56,11 +69,26 @@ class Generations:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call, whatever happens."""
-        services = self._services
         headers = headers_of(scope)
+        call = self._call(scope, headers)
+        with self._services.admission.counted(), call.deployment.calls.counted():
+            await self._answer(call, Asked(headers, receive, client_of(scope)), send)
+
+    async def answer_later(self, scope: Scope, receive: Receive, send: Send, turn: Turn) -> None:
+        """Answer a call that nobody waits for: it goes behind every other one, whenever its turn
+        comes, and takes no place of theirs."""
+        headers = headers_of(scope)
+        call = self._call(scope, headers)
+        call.turn = turn
+        call.charge.later = True
+        with call.deployment.calls.counted():
+            await self._answer(call, Asked(headers, receive, client_of(scope)), send)
+
+    def _call(self, scope: Scope, headers: Mapping[str, str]) -> Call:
+        services = self._services
         holder: Holder | None = scope.get(HOLDER)
         charge = Charge(holder=holder)
-        call = Call(
+        return Call(
             id=self._ids.take(headers.get(request_ids.HEADER)),
             tenant=charge.tenant,
             charge=charge,
@@ -69,18 +97,16 @@ class Generations:
             started_at=services.wall(),
             deployment=services.now,
         )
-        with services.admission.counted(), call.deployment.calls.counted():
-            await self._answer(call, headers, receive, Reply(send, FORMATS[self._endpoint]))
 
-    async def _answer(
-        self, call: Call, headers: Mapping[str, str], receive: Receive, reply: Reply
-    ) -> None:
+    async def _answer(self, call: Call, asked: Asked, send: Send) -> None:
         services = self._services
+        reply = Reply(send, FORMATS[self._endpoint], asked.client)
         error: HeadraceError
         try:
-            services.admission.admit()
-            services.keyring.enter(call.charge)
-            last = await self._run(call, headers, receive, reply)
+            if call.turn is None:
+                services.admission.admit()
+                services.keyring.enter(call.charge)
+            last = await self._run(call, asked, reply)
             account(services, call, "ok", 200)
             if reply.started:
                 await reply.end(last)
@@ -102,28 +128,49 @@ class Generations:
             account(services, call, "error", status, error)
             await reply.fail(decision_headers(call), error, call.id)
 
-    async def _run(
-        self, call: Call, headers: Mapping[str, str], receive: Receive, reply: Reply
-    ) -> bytes:
+    async def _run(self, call: Call, asked: Asked, reply: Reply) -> bytes:
         """All stages up to the last bytes of the answer, which are left to send."""
         services, deployment = self._services, call.deployment
+        headers, client = asked.headers, asked.client
         check_type(headers)
-        body = await read_body(headers, receive, deployment.configuration.server.max_body_bytes)
+        limit = deployment.configuration.server.max_body_bytes
+        body = await read_body(headers, asked.receive, limit, arrived=client.arrived)
         request = await resumed(services, await parsed(call, body))
-        call.request = request = bounded(request, call.charge)
+        request = bounded(request, call.charge)
+        if call.turn is not None:
+            request = behind_others(request)
+        call.request = request
         wish = wish_of(headers.get(HEADER))
         facts = facts_of(request, deployment.rules.asked, headers, call.started_at)
         call.decision = services.router.decide(facts, deployment.rules, deployment.version)
+        provider = call.decision.plan.attempts[0].provider
+        if call.turn is not None:
+            await call.turn(provider)
+        elif provider == LOCAL:
+            with services.locally.counted():
+                return await self._execute(call, call.decision, request, wish, client, reply)
+        return await self._execute(call, call.decision, request, wish, client, reply)
+
+    async def _execute(
+        self,
+        call: Call,
+        decision: Decision,
+        request: AnyRequest,
+        wish: Wish,
+        client: Client,
+        reply: Reply,
+    ) -> bytes:
+        services, facts = self._services, decision.facts
         await services.keyring.reserve(
             call.charge,
             request.model,
-            call.decision.plan.attempts[0].model,
+            decision.plan.attempts[0].model,
             facts.prompt_tokens + (facts.max_tokens or 0),
-            most_of(call.decision.plan),
+            most_of(decision.plan),
         )
-        events = self._lookup.find(call, request, call.decision, wish)
+        events = self._lookup.find(call, request, decision, wish)
         try:
-            with client_present(receive):
+            with client_present(client):
                 if not isinstance(request, GenerationRequest) or not request.stream:
                     last = await collect(services, call, events, reply.form, request)
                 else:
@@ -149,11 +196,19 @@ def bounded(request: AnyRequest, charge: Charge) -> AnyRequest:
     return request
 
 
+def behind_others(request: AnyRequest) -> AnyRequest:
+    """`request`, of the least priority that there is."""
+    if not isinstance(request, GenerationRequest):
+        return request
+    objectives = structs.replace(request.objectives, priority=-MAX_PRIORITY)
+    return structs.replace(request, objectives=objectives)
+
+
 def most_of(plan: Plan) -> float:
     """The most dollars that a plan can cost: every prompt, however often it is sent and as if each
-    character were a token, and the dearest answer."""
-    prompts = sum(attempt.prompt_cost for attempt in plan.attempts) * CHARACTERS_PER_TOKEN
-    answer = max(attempt.cost - attempt.prompt_cost for attempt in plan.attempts)
+    character were a token, and the dearest answer. What has no known price counts for nothing."""
+    prompts = sum(attempt.prompt_cost or 0.0 for attempt in plan.attempts) * CHARACTERS_PER_TOKEN
+    answer = max((a.cost or 0.0) - (a.prompt_cost or 0.0) for a in plan.attempts)
     return prompts * (1 + plan.conduct.retries) + answer
 
 

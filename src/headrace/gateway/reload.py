@@ -21,7 +21,7 @@ from headrace.providers.base import Provider
 TICK = 0.5  # seconds between two looks at the file
 
 # What a running server cannot change.
-FIXED = ("server", "engine", "cache", "log.directory")
+FIXED = ("server", "engine", "cache", "batches", "logging", "log.directory")
 
 log = logging.getLogger(__name__)
 

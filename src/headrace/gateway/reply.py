@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from functools import lru_cache
 from urllib.parse import quote
 
 from starlette.types import Send
 
 from headrace.gateway.call import Call
+from headrace.gateway.connection import Client
 from headrace.gateway.disconnect import ClientGone
 from headrace.gateway.formats import FORMATS, Format, StreamEncoder
 from headrace.protocol import sse
@@ -26,9 +28,12 @@ class Reply:
     """One response in the caller's format: whole, or a stream whose headers go out with its first
     bytes."""
 
-    def __init__(self, send: Send, form: Format, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, send: Send, form: Format, client: Client, patience: float = PATIENCE
+    ) -> None:
         self.form = form
         self._send = send
+        self._client = client
         self._encoder: StreamEncoder | None = None
         self._patience = patience
         self.started = False
@@ -39,12 +44,13 @@ class Reply:
         """Send everything at once."""
         headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
         self.started = self.complete = True
+        self._client.hold()
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def open_stream(self, headers: Headers, encoder: StreamEncoder) -> None:
-        """Send the headers of a stream of events; from here on the status cannot change, and
-        `encoder` says what goes wrong."""
+        """Send the headers of a stream of events, with the first frames, which follow at once;
+        from here on the status cannot change, and `encoder` says what goes wrong."""
         self._encoder = encoder
         headers += [
             (b"content-type", sse.CONTENT_TYPE.encode()),
@@ -52,6 +58,7 @@ class Reply:
             (b"x-accel-buffering", b"no"),  # nginx would hold events back
         ]
         self.started = True
+        self._client.hold()
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, frames: bytes) -> None:
@@ -60,9 +67,13 @@ class Reply:
         Raises ClientGone where it has none for too long: nobody reads.
         """
         self.writes += 1
+        message = {"type": "http.response.body", "body": frames, "more_body": True}
+        if not self._client.full:
+            await self._send(message)
+            return
         try:
             async with asyncio.timeout(self._patience):
-                await self._send({"type": "http.response.body", "body": frames, "more_body": True})
+                await self._send(message)
         except TimeoutError:
             raise ClientGone from None
 
@@ -112,6 +123,7 @@ def decision_headers(call: Call) -> Headers:
     return headers
 
 
+@lru_cache(1024)
 def header_value(text: str) -> bytes:
     """`text` as a header's value; what cannot stand in one is percent-encoded."""
     return quote(text, safe=_PRINTABLE).encode("ascii")

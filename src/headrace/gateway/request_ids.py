@@ -26,15 +26,16 @@ class RequestIds:
     def take(self, theirs: str | None) -> str:
         """The id of a call whose caller sent `theirs`."""
         if not usable(theirs) or theirs in self._taken:
-            return self.new()
+            return new(self._new_id)
         self._taken[theirs] = None
         if len(self._taken) > REMEMBERED:
             self._taken.popitem(last=False)
         return theirs
 
-    def new(self) -> str:
-        """An id of ours."""
-        return f"req_{self._new_id()}"
+
+def new(new_id: Callable[[], str]) -> str:
+    """An id of ours."""
+    return f"req_{new_id()}"
 
 
 def usable(theirs: str | None) -> TypeGuard[str]:

@@ -55,9 +55,9 @@ class Services:
 
     `now` is what new calls get; it is replaced as a whole when the configuration changes.
     `record` takes the record of each call; it must be quick and must not raise. `cache` is None
-    where caching is off, `conversations` where content is not kept. `clock` gives monotonic
-    seconds, `wall` Unix time. `heartbeat` is how long a stream may be silent before a comment line
-    is sent, in seconds.
+    where caching is off, `conversations` where content is not kept. `locally` counts the calls
+    that somebody waits for on our own engines. `clock` gives monotonic seconds, `wall` Unix time.
+    `heartbeat` is how long a stream may be silent before a comment line is sent, in seconds.
     """
 
     now: Deployment
@@ -67,6 +67,7 @@ class Services:
     cache: ExactCache | None
     admission: Admission
     keyring: Keyring
+    locally: Admission = field(default_factory=lambda: Admission(sys.maxsize))
     conversations: Conversations | None = None
     flights: SingleFlight = field(default_factory=SingleFlight)
     clock: Callable[[], float] = time.monotonic

@@ -157,10 +157,10 @@ class Trial:
             return None
         return self._first - self._begun
 
-    def _cost(self, failure: BaseException | None) -> float:
-        """Dollars. An answer that did not end is estimated by what came of it; one that had not
-        begun costs its prompt, unless the upstream refused it."""
-        price = self._ground.configuration.models[self.attempt.model].price
+    def _cost(self, failure: BaseException | None) -> float | None:
+        """Dollars, None where the price is not known. An answer that did not end is estimated by
+        what came of it; one that had not begun costs its prompt, unless the upstream refused it."""
+        price = self._ground.configuration.models[self.attempt.model].rates
         if self.finished is not None:
             return cost(price, self.finished.usage)
         refused = isinstance(failure, Exception) and not isinstance(failure, UpstreamTimeout)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Cursor, OperationalError
@@ -77,6 +78,18 @@ def insert_new(
     """Insert the rows whose unique columns `key` are not in the table yet; no other changes."""
     statement = _INSERTS[connection.dialect.name](table)
     connection.execute(statement.on_conflict_do_nothing(index_elements=key), rows)
+
+
+@contextmanager
+def locked(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which nobody else writes what it has read: PostgreSQL's by `FOR UPDATE`,
+    SQLite's as a whole, since that takes its lock at the first write unless told to do so at once.
+    """
+    with engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
+        connection.commit()
 
 
 def migrate(engine: Engine, versions: Path, version_table: str, head: str) -> None:

@@ -21,7 +21,7 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     ttft: float | None = None
     predicted_ttft: float | None = None
     predicted_itl: float | None = None
-    cost: float = 0.0  # dollars; estimated where the attempt did not end well
+    cost: float | None = 0.0  # dollars; estimated where the attempt did not end well
     error: str | None = None
     error_code: str | None = None
 
@@ -31,7 +31,8 @@ class CallRecord(Struct, frozen=True, kw_only=True):
 
     `itl` is the mean time between output tokens (None below two tokens). `input` is the
     normalised request and `output` the answer's text and tool calls; both are None where the
-    configuration says that content is not recorded. `cost` is that of all attempts.
+    configuration says that content is not recorded. `cost` is that of all attempts, None
+    where a price is not known.
     """
 
     id: str  # the x-request-id
@@ -56,7 +57,7 @@ class CallRecord(Struct, frozen=True, kw_only=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     usage_provenance: str | None = None
-    cost: float = 0.0
+    cost: float | None = 0.0
     finish_reason: str | None = None
     error: str | None = None
     error_code: str | None = None

@@ -207,7 +207,7 @@ def _row(record: CallRecord) -> dict[str, Any]:
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
         "cached_tokens": record.cached_tokens,
-        "cost": record.cost,
+        "cost": record.cost or 0.0,  # the record itself says where it is not known
         "record": _encode(record).decode(),
     }
 

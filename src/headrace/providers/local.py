@@ -45,10 +45,11 @@ from headrace.providers.local_template import VARIABLES, variables
 from headrace.providers.residency import Residency
 from headrace.providers.translation import native
 from headrace.runtime.engine import EngineOptions
-from headrace.runtime.memory import footprint, usable_memory
+from headrace.runtime.memory import RESERVE, footprint, free_memory, usable_memory
 from headrace.runtime.process import AdapterRefused, EngineDied, EngineFailed, EngineProcess
 from headrace.runtime.request import Objectives, Prompt, Request, RequestRefused, SamplingParameters
 from headrace.runtime.scheduler import Limits
+from headrace.runtime.spare import Spare
 
 COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
 
@@ -96,14 +97,20 @@ class LocalProvider:
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         adapters = adapters or {}
+        self.spare = Spare(self.swaps)
         self.engines = {
-            source: EngineProcess(path, options, adapters.get(source))
+            source: EngineProcess(path, options, adapters.get(source), self.spare)
             for source, path in models.items()
         }
         sizes = {source: size_of(path, options) for source, path in models.items()}
         budget = settings.memory_bytes
         budget = usable_memory() if budget is None else budget
         self.residency = Residency(self.engines, sizes, budget)
+
+    def swaps(self) -> bool:
+        """Whether some model waits for its turn, and there is memory for a process beside all."""
+        states = [one.state for one in self.residency.models.values()]
+        return "unloaded" in states and free_memory() > RESERVE
 
     def ready(self, model: str) -> bool:
         """Whether a call of the model has a chance: its engine takes requests, or can be loaded."""
@@ -142,6 +149,7 @@ class LocalProvider:
     async def close(self) -> None:
         """End all engines."""
         await self.residency.close()
+        await self.spare.close()
 
     async def load_adapter(self, source: str, name: str, path: Path) -> None:
         """Let `name` be asked for over the model `source`. Raises InvalidField, EngineLost."""

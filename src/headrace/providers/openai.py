@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -174,11 +175,13 @@ def _effort(request: GenerationRequest) -> str | None:
     return reasoning.effort
 
 
+@lru_cache(64)
 def _takes_marks(base_url: str) -> bool:
     host = urlsplit(base_url).hostname or ""
     return host == "openrouter.ai" or host.endswith(".openrouter.ai")
 
 
+@lru_cache(64)
 def _is_openai(base_url: str) -> bool:
     host = urlsplit(base_url).hostname or ""
     return host == "api.openai.com" or host.endswith(".openai.azure.com")

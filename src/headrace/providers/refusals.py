@@ -109,7 +109,7 @@ def retry_after(headers: Mapping[str, str], now: Callable[[], float]) -> float |
 
     The header is a number of seconds or an HTTP date; `now` gives Unix time.
     """
-    text = headers.get("Retry-After", "").strip()
+    text = headers.get("retry-after", "").strip()
     if not text:
         return None
     try:

@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-import aiohttp
 from msgspec import structs
 
 from headrace.protocol.encoding import EmbeddingRequest, RankRequest
@@ -19,6 +18,7 @@ from headrace.protocol.generation import Event, Finished, GenerationRequest
 from headrace.protocol.sse import CONTENT_TYPE, SSEDecoder
 from headrace.providers.amazon import CONTENT_TYPE as AMAZON
 from headrace.providers.amazon import EventStreamDecoder
+from headrace.providers.connections import Connection
 from headrace.providers.dialect import Dialect, encode
 from headrace.providers.estimates import estimated_prompt
 from headrace.providers.refusals import read_refusal
@@ -58,22 +58,24 @@ class RemoteProvider:
         reader = self._dialect.reader(request)
         patience = self._upstream.patience(whole=not request.stream)
         exchange = self._signed(self._dialect.write(request, model))
-        async with (
-            self._upstream.answer(exchange, patience) as response,
-            contextlib.aclosing(self._texts(response, patience)) as texts,
-        ):
-            async for text in texts:
-                for event in reader.feed(text):
-                    patience.progress()
+        async with self._upstream.answer(exchange, patience) as answer:
+            if answer.content_type == "application/json":
+                for event in reader.feed(await self._upstream.body(answer, patience)):
                     yield event
-                if reader.thinking:
-                    patience.progress()
-                patience.satisfied = reader.complete
-                if reader.ended:
-                    break
+            else:
+                async with contextlib.aclosing(self._texts(answer, patience)) as texts:
+                    async for text in texts:
+                        for event in reader.feed(text):
+                            patience.progress()
+                            yield event
+                        if reader.thinking:
+                            patience.progress()
+                        patience.satisfied = reader.complete
+                        if reader.ended:
+                            break
             for event in reader.end(request):
                 yield event if request.stream else at_once(event)
-            await drain(response)
+            await drain(answer)
 
     async def count(self, request: GenerationRequest, model: str) -> int:
         """Count the tokens of a prompt; see `providers.base.Counter`."""
@@ -103,8 +105,8 @@ class RemoteProvider:
     async def _asked(self, exchange: Exchange) -> bytes:
         """The whole body of an answer that is not streamed."""
         patience = self._upstream.patience()
-        async with self._upstream.answer(self._signed(exchange), patience) as response:
-            return await self._upstream.body(response, patience)
+        async with self._upstream.answer(self._signed(exchange), patience) as answer:
+            return await self._upstream.body(answer, patience)
 
     def _signed(self, exchange: Exchange) -> Exchange:
         sign = self._dialect.sign
@@ -114,23 +116,20 @@ class RemoteProvider:
         return replace(exchange, headers={**exchange.headers, **signature})
 
     async def _texts(
-        self, response: aiohttp.ClientResponse, patience: Patience
+        self, answer: Connection, patience: Patience
     ) -> AsyncGenerator[str | bytes, None]:
-        """The JSON texts of an answer: a stream's up to [DONE], or the one of a plain body."""
-        if response.content_type == "application/json":
-            yield await self._upstream.body(response, patience)
-            return
-        if self._dialect.framing == "amazon" and response.content_type == AMAZON:
-            async for text in self._amazon(response, patience):
+        """The JSON texts of a stream, up to [DONE]."""
+        if self._dialect.framing == "amazon" and answer.content_type == AMAZON:
+            async for text in self._amazon(answer, patience):
                 yield text
             return
-        if response.content_type != CONTENT_TYPE:
+        if answer.content_type != CONTENT_TYPE:
             raise UpstreamError(
-                f"Provider '{self.name}' answered with '{response.content_type[:80]}', "
+                f"Provider '{self.name}' answered with '{answer.content_type[:80]}', "
                 "neither an event stream nor JSON."
             )
         decoder = SSEDecoder()
-        async with contextlib.aclosing(self._upstream.pieces(response, patience)) as pieces:
+        async with contextlib.aclosing(self._upstream.pieces(answer, patience)) as pieces:
             async for piece in pieces:
                 for item in decoder.feed(piece):
                     if item.data.strip() == DONE:
@@ -141,12 +140,10 @@ class RemoteProvider:
                 return
             yield item.data
 
-    async def _amazon(
-        self, response: aiohttp.ClientResponse, patience: Patience
-    ) -> AsyncGenerator[bytes, None]:
+    async def _amazon(self, answer: Connection, patience: Patience) -> AsyncGenerator[bytes, None]:
         """The messages of an event stream, each as an object of one field: its type."""
         decoder = EventStreamDecoder()
-        async with contextlib.aclosing(self._upstream.pieces(response, patience)) as pieces:
+        async with contextlib.aclosing(self._upstream.pieces(answer, patience)) as pieces:
             async for piece in pieces:
                 for headers, payload in decoder.feed(piece):
                     if headers.get(":message-type") == "event":

@@ -143,11 +143,12 @@ class Residency:
             self._wake()
 
     async def _make_room(self, resident: Resident) -> None:
-        """Unload what is idle until a model fits; wait, not for ever, where nothing is idle."""
+        """Unload what is idle until a model fits; wait, not for ever, where nothing is idle, or
+        where the model itself is on its way out."""
         try:
             async with asyncio.timeout(self._longest_wait):
-                while self.used + resident.bytes > self.budget:
-                    victim = self._victim()
+                while resident.state == "unloading" or self.used + resident.bytes > self.budget:
+                    victim = None if resident.state == "unloading" else self._victim()
                     if victim is None:
                         self._changed.clear()
                         await self._changed.wait()

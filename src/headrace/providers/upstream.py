@@ -11,25 +11,19 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import aiohttp
-from yarl import URL
+from urllib.parse import urlsplit
 
 from headrace import __version__
 from headrace.config.schema import Timeouts, UpstreamProvider
 from headrace.protocol.errors import HeadraceError, UpstreamError, UpstreamTimeout
 from headrace.protocol.sse import CONTENT_TYPE
+from headrace.providers.connections import Connection, Connections, ConnectTimeout
 from headrace.providers.refusals import error_for, read_refusal, retry_after
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # as framed by the upstream
 MAX_ERROR_BYTES = 64 * 1024
 ERROR_WAIT = 2.0  # seconds an upstream has to say what is wrong after the status
 DRAIN = 0.02  # seconds an upstream has to end its answer after saying [DONE]
-
-# aiohttp says RuntimeError where a connection is closed under a call, ValueError where what came
-# is not HTTP.
-_CONNECTION_FAULTS = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,66 +58,51 @@ class Upstream:
         self._secrets = secrets
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.max_connections)
-        self._session: aiohttp.ClientSession | None = None
+        self._head = _head(self.address, headers)
+        self._path = urlsplit(self.address).path.encode("ascii")
+        self._connections: Connections | None = None
 
     @property
     def open(self) -> bool:
         """Whether the pool is open."""
-        return self._session is not None
+        return self._connections is not None
 
     async def start(self) -> None:
         """Open the pool; no connection is made yet."""
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_request_sent)
-        self._session = aiohttp.ClientSession(
-            headers={
-                "Accept": f"{CONTENT_TYPE}, application/json",
-                "Accept-Encoding": "identity",  # a stream that is compressed cannot be bounded
-                "Content-Type": "application/json",
-                "User-Agent": f"headrace/{__version__}",
-                **self._headers,
-            },
-            connector=aiohttp.TCPConnector(limit=self._settings.max_connections),
-            timeout=aiohttp.ClientTimeout(connect=self._settings.timeouts.connect),
-            cookie_jar=aiohttp.DummyCookieJar(),  # one caller's cookies are not another's
-            auto_decompress=False,
-            trust_env=False,
-            trace_configs=[trace],
-        )
+        self._connections = Connections(self.address, self._settings.timeouts.connect)
 
     async def close(self) -> None:
         """Close every connection; running generations fail with UpstreamError."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.close()
 
     def patience(self, *, whole: bool = False) -> Patience:
         """The time-outs of one call, whose answer may come whole."""
         return Patience(self.name, self._settings.timeouts, whole=whole)
 
     @contextlib.asynccontextmanager
-    async def answer(
-        self, exchange: Exchange, patience: Patience
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def answer(self, exchange: Exchange, patience: Patience) -> AsyncIterator[Connection]:
         """The server's good answer to `exchange`, and a connection for as long as it is read.
 
         Raises RefusedByUpstream, RateLimited, Overloaded, UpstreamError and UpstreamTimeout.
         """
         await self._take_slot()
-        response: aiohttp.ClientResponse | None = None
+        connections = self._connections
+        connection: Connection | None = None
         try:
-            response = await self._ask(exchange, patience)
-            await self._check(response, patience)
-            yield response
+            if connections is None:
+                raise UpstreamError(f"Provider '{self.name}' is not running.")
+            connection = await self._connected(connections)
+            await self._ask(connection, exchange, patience)
+            await self._check(connection, patience)
+            yield connection
         except HeadraceError as error:
             self._hide_secrets(error)
             raise
         finally:
-            if response is not None:
-                if response.content.at_eof():
-                    response.release()
-                else:
-                    response.close()  # a connection is kept only if it was read to the end
+            if connection is not None and connections is not None:
+                connections.give_back(connection)
             self._slots.release()
 
     def _hide_secrets(self, error: HeadraceError) -> None:
@@ -134,7 +113,7 @@ class Upstream:
                 error.args = (error.message,)
 
     async def pieces(
-        self, response: aiohttp.ClientResponse, patience: Patience
+        self, connection: Connection, patience: Patience
     ) -> AsyncGenerator[bytes, None]:
         """The bytes of an answer as they come, `MAX_ANSWER_BYTES` at most.
 
@@ -143,7 +122,7 @@ class Upstream:
         left = MAX_ANSWER_BYTES
         while True:
             try:
-                piece = await self._read(response, patience)
+                piece = await self._read(connection, patience)
             except (UpstreamError, UpstreamTimeout):
                 if patience.satisfied:
                     return
@@ -155,9 +134,9 @@ class Upstream:
                 raise self._too_large()
             yield piece
 
-    async def body(self, response: aiohttp.ClientResponse, patience: Patience) -> bytes:
+    async def body(self, connection: Connection, patience: Patience) -> bytes:
         """The whole answer."""
-        return await self._body(response, patience, MAX_ANSWER_BYTES)
+        return await self._body(connection, patience, MAX_ANSWER_BYTES)
 
     async def _take_slot(self) -> None:
         """Wait for one of the pool's connections."""
@@ -173,67 +152,81 @@ class Upstream:
                 f"No connection to provider '{self.name}' became free within {seconds:g} s (pool)."
             ) from None
 
-    async def _check(self, response: aiohttp.ClientResponse, patience: Patience) -> None:
+    async def _check(self, connection: Connection, patience: Patience) -> None:
         """Raise what an answer says that is not good."""
-        if response.status != 200:
-            raise await self._refused(response, patience)
-        if response.headers.get("Content-Encoding", "identity") != "identity":
+        if connection.status != 200:
+            raise await self._refused(connection, patience)
+        if connection.headers.get("content-encoding", "identity") != "identity":
             raise UpstreamError(
                 f"Provider '{self.name}' compressed its answer although asked not to."
             )
 
-    async def _ask(self, exchange: Exchange, patience: Patience) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise UpstreamError(f"Provider '{self.name}' is not running.")
+    async def _connected(self, connections: Connections) -> Connection:
         try:
-            # No limit at first: connecting has its own, and `_request_sent` sets the next one.
-            async with asyncio.timeout(None) as limit:
-                return await self._session.post(
-                    URL(self.address + exchange.path, encoded=True),
-                    data=exchange.body,
-                    headers=exchange.headers,
-                    allow_redirects=False,
-                    trace_request_ctx=(patience, limit),
-                )
-        except aiohttp.ConnectionTimeoutError:
+            return await connections.take()
+        except ConnectTimeout:
             seconds = self._settings.timeouts.connect
             raise UpstreamTimeout(
                 f"Provider '{self.name}' could not be reached within {seconds:g} s (connect)."
             ) from None
-        except TimeoutError:
-            raise patience.error() from None
-        except _CONNECTION_FAULTS as error:
+        except OSError as error:
             raise self._broken(error) from None
 
-    async def _read(self, response: aiohttp.ClientResponse, patience: Patience) -> bytes:
+    async def _ask(self, connection: Connection, exchange: Exchange, patience: Patience) -> None:
+        """Send the request, and wait for the answer's head."""
+        try:
+            connection.ask(self._head_of(exchange), exchange.body)
+            await connection.open(patience.sent())
+        except TimeoutError:
+            raise patience.error() from None
+        except OSError as error:
+            raise self._broken(error) from None
+
+    def _head_of(self, exchange: Exchange) -> bytes:
+        """The head of a request. Raises UpstreamError where it would not be one line each."""
+        further = "".join(f"{name}: {value}\r\n" for name, value in exchange.headers.items())
+        path = exchange.path.encode("ascii")
+        if (
+            b"\r" in path
+            or b"\n" in path
+            or b" " in path
+            or further.count("\n") != len(exchange.headers)
+        ):
+            raise UpstreamError(f"The request to provider '{self.name}' cannot be written.")
+        return b"POST %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+            self._path,
+            path,
+            self._head,
+            further.encode("latin-1"),
+            len(exchange.body),
+        )
+
+    async def _read(self, connection: Connection, patience: Patience) -> bytes:
         """The next bytes of the answer; empty at its end."""
         try:
-            async with patience.reading():
-                return await response.content.readany()
+            return await connection.piece(patience.deadline())
         except TimeoutError:
             raise patience.error() from None
-        except _CONNECTION_FAULTS as error:
+        except OSError as error:
             raise self._broken(error) from None
 
-    async def _body(
-        self, response: aiohttp.ClientResponse, patience: Patience, limit: int
-    ) -> bytes:
+    async def _body(self, connection: Connection, patience: Patience, limit: int) -> bytes:
         """The whole body. Raises UpstreamError if it is over `limit` bytes."""
         body = bytearray()
-        while piece := await self._read(response, patience):
+        while piece := await self._read(connection, patience):
             body += piece
             if len(body) > limit:
                 raise self._too_large()
         return bytes(body)
 
-    async def _refused(self, response: aiohttp.ClientResponse, patience: Patience) -> HeadraceError:
+    async def _refused(self, connection: Connection, patience: Patience) -> HeadraceError:
         try:
             async with asyncio.timeout(ERROR_WAIT):
-                body = await self._body(response, patience, MAX_ERROR_BYTES)
+                body = await self._body(connection, patience, MAX_ERROR_BYTES)
         except (TimeoutError, UpstreamError, UpstreamTimeout):
             body = b""  # the status says enough
-        wait = retry_after(response.headers, self._clock)
-        return error_for(self.name, response.status, read_refusal(body), wait)
+        wait = retry_after(connection.headers, self._clock)
+        return error_for(self.name, connection.status, read_refusal(body), wait)
 
     def _broken(self, error: Exception) -> UpstreamError:
         """A connection fault. Only its kind is said: its text may hold the request's headers."""
@@ -259,10 +252,10 @@ class Patience:
         self._begun = False
         self._deadline: float | None = None  # of the wait under way, on the loop's clock
 
-    def sent(self, limit: asyncio.Timeout) -> None:
-        """The request is on its way: the wait for the first token begins."""
+    def sent(self) -> float:
+        """The request is on its way: the wait for the first token begins. When it ends."""
         self._deadline = asyncio.get_running_loop().time() + self._first
-        limit.reschedule(self._deadline)
+        return self._deadline
 
     @property
     def _first(self) -> float:
@@ -273,11 +266,11 @@ class Patience:
         self._begun = True
         self._deadline = None
 
-    def reading(self) -> asyncio.Timeout:
-        """Bounds one read of the answer's body."""
+    def deadline(self) -> float:
+        """When the wait for more of the answer ends, on the loop's clock."""
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().time() + self._timeouts.between_tokens
-        return asyncio.timeout_at(self._deadline)
+        return self._deadline
 
     def error(self) -> UpstreamTimeout:
         """What to say when the wait was too long."""
@@ -290,16 +283,28 @@ class Patience:
         return UpstreamTimeout(f"Provider '{self._provider}' {said}.")
 
 
-async def _request_sent(
-    session: aiohttp.ClientSession, context: Any, params: aiohttp.TraceRequestHeadersSentParams
-) -> None:
-    patience, limit = context.trace_request_ctx
-    patience.sent(limit)
+def _head(address: str, headers: Mapping[str, str]) -> bytes:
+    """The headers that go with every request to `address`. Raises ValueError where one of them
+    would not be one line."""
+    fields = {
+        "Host": urlsplit(address).netloc.rpartition("@")[2],
+        "Accept": f"{CONTENT_TYPE}, application/json",
+        "Accept-Encoding": "identity",  # a stream that is compressed cannot be bounded
+        "Content-Type": "application/json",
+        "User-Agent": f"headrace/{__version__}",
+        **headers,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    if head.count("\n") != len(fields):
+        raise ValueError("a header is over several lines")
+    return head.encode("latin-1")
 
 
-async def drain(response: aiohttp.ClientResponse) -> None:
+async def drain(connection: Connection) -> None:
     """Read the answer's end, so that its connection can serve the next call."""
-    with contextlib.suppress(*_CONNECTION_FAULTS):  # TimeoutError is an OSError
-        async with asyncio.timeout(DRAIN):
-            while await response.content.readany():
-                pass
+    if connection.at_end:
+        return
+    until = asyncio.get_running_loop().time() + DRAIN
+    with contextlib.suppress(OSError):  # TimeoutError is one
+        while await connection.piece(until):
+            pass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from headrace.config.schema import LOCAL, Configuration, Model, Within
-from headrace.router.cost import MILLION
+from headrace.protocol.generation import Usage
+from headrace.router.cost import cost
 from headrace.router.facts import UNSAID, Facts
 from headrace.router.plan import Attempt, Snapshot, host_of
 
@@ -14,7 +15,7 @@ def promised(
     """The attempt at model `name`, with its predictions."""
     model = configuration.models[name]
     speed = snapshot.speeds.get(host_of(model.provider, model.upstream))
-    prompt_cost = facts.prompt_tokens * model.price.input / MILLION
+    rates, tokens = model.rates, facts.prompt_tokens
     return Attempt(
         model=name,
         provider=model.provider,
@@ -22,8 +23,8 @@ def promised(
         reason=reason,
         ttft=None if speed is None else speed.ttft,
         itl=None if speed is None else speed.itl,
-        cost=prompt_cost + answer_tokens(facts, model) * model.price.output / MILLION,
-        prompt_cost=prompt_cost,
+        cost=cost(rates, Usage(tokens, answer_tokens(facts, model))),
+        prompt_cost=cost(rates, Usage(tokens, 0)),
     )
 
 
@@ -52,8 +53,11 @@ def outside(
     attempt: Attempt, within: Within, configuration: Configuration, snapshot: Snapshot
 ) -> str | None:
     """Which requirement of the rule the model does not meet; None where it meets all."""
-    if within.max_cost is not None and attempt.cost > within.max_cost:
-        return f"it may cost ${attempt.cost:.6f}, over max_cost ${within.max_cost:g}"
+    if within.max_cost is not None:
+        if attempt.cost is None:
+            return "its price is not known, so neither is whether it is within max_cost"
+        if attempt.cost > within.max_cost:
+            return f"it may cost ${attempt.cost:.6f}, over max_cost ${within.max_cost:g}"
     if within.quality_over is not None:
         quality = quality_of(attempt.model, configuration, snapshot)
         if quality is None:

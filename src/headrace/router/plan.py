@@ -9,7 +9,8 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
     """One try: which model at which provider, and why it stands at this place.
 
     `ttft` and `itl` are predicted seconds, None where nothing is known; `cost` is the dollars that
-    the request may cost there, `prompt_cost` those of its prompt alone.
+    the request may cost there, `prompt_cost` those of its prompt alone; None where the price is not
+    known.
     """
 
     model: str  # the configured name
@@ -18,8 +19,8 @@ class Attempt(Struct, frozen=True, omit_defaults=True):
     reason: str
     ttft: float | None = None
     itl: float | None = None
-    cost: float = 0.0
-    prompt_cost: float = 0.0
+    cost: float | None = 0.0
+    prompt_cost: float | None = 0.0
 
     @property
     def host(self) -> str:

@@ -79,7 +79,7 @@ def _ordered(
         sticky = facts.headers.get((route.sticky or "").lower(), facts.sticky)
         first.sort(key=lambda attempt: _turn(route, attempt.model, sticky))
     elif route.cheapest:
-        first.sort(key=lambda attempt: attempt.cost)
+        first.sort(key=_dollars)
     elif route.fastest:
         tokens = min(UNSAID if facts.max_tokens is None else facts.max_tokens, USUAL_ANSWER)
         first.sort(key=lambda attempt: seconds_of(attempt, tokens))
@@ -103,7 +103,12 @@ def _merit(
     attempt: Attempt, configuration: Configuration, snapshot: Snapshot
 ) -> tuple[float, float]:
     quality = quality_of(attempt.model, configuration, snapshot)
-    return (1.0 if quality is None else -quality, attempt.cost)
+    return (1.0 if quality is None else -quality, _dollars(attempt))
+
+
+def _dollars(attempt: Attempt) -> float:
+    """What it may cost; a price that is not known stands behind all that are."""
+    return math.inf if attempt.cost is None else attempt.cost
 
 
 def _by_speed(route: Route, ordered: list[Attempt], skipped: list[Skipped]) -> list[Attempt]:

@@ -1,7 +1,7 @@
 """The messages between the platform and an engine's process: one JSON object a line.
 
-To the engine:    generate, encode (a request) · cancel (its id) · stop ·
-                  load_adapter, drop_adapter (by name)
+To the engine:    load (a model: the first message) · generate, encode (a request) ·
+                  cancel (its id) · stop · load_adapter, drop_adapter (by name)
 From the engine:  ready (what was loaded) · failed (it could not) · refused (a request) ·
                   outputs (news of requests, and the counters after the step) ·
                   encodings (requests that are done, and the counters) ·
@@ -17,9 +17,11 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from .encoding import EncodeRequest, Encoding
+from .engine import EngineOptions
 from .layout import Layout, Placed
 from .request import (
     Counters,
@@ -35,6 +37,7 @@ from .request import (
     ToolCall,
     Tools,
 )
+from .scheduler import Limits
 
 Message = dict[str, Any]
 
@@ -50,6 +53,21 @@ class Loaded:
     seconds: float  # that loading took
     task: Literal["generate", "embed", "classify"] = "generate"
     refused: Mapping[str, str] = field(default_factory=dict)  # adapters, and why
+
+
+def load_frame(path: Path, options: EngineOptions, adapters: Mapping[str, Path]) -> bytes:
+    """Ask for the model at `path`, with the adapters to begin with, by their names."""
+    asked = {**asdict(options), "draft": options.draft and str(options.draft)}
+    paths = {name: str(adapter) for name, adapter in adapters.items()}
+    return frame("load", path=str(path), options=asked, adapters=paths)
+
+
+def read_load(message: Message) -> tuple[Path, EngineOptions, Mapping[str, Path]]:
+    """Path, options and adapters of a `load` message."""
+    asked = message["options"]
+    named = {"limits": Limits(**asked["limits"]), "draft": asked["draft"] and Path(asked["draft"])}
+    adapters = {name: Path(adapter) for name, adapter in message["adapters"].items()}
+    return Path(message["path"]), EngineOptions(**{**asked, **named}), adapters
 
 
 def read_loaded(message: Message) -> Loaded:

@@ -15,24 +15,24 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from .adapters import Adapters
 from .admission import admit, encode
-from .backends.base import Backend, KVLayout, KVType, Sampled
+from .backends.base import Backend, KVLayout, KVType
 from .backends.choice import AUTO, choose
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout, layout
+from .loop import Loop
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .models.rounding import Quantization
 from .pace import Pace
-from .plan import by_adapter, plan_batch
-from .postprocess import News, extend, score
+from .postprocess import Taken, tell
 from .request import (
     DEFAULT_SAMPLING,
     Counters,
@@ -48,7 +48,7 @@ from .request import (
     ToolCall,
     Tools,
 )
-from .scheduler import DEFAULT_LIMITS, Limits, Scheduler, Span
+from .scheduler import DEFAULT_LIMITS, Limits, Scheduler
 from .sequence import Sequence
 from .speculation.model import DraftModel, load_draft_model
 from .speculation.speculator import Speculator
@@ -56,7 +56,7 @@ from .speculation.speculator import Speculator
 log = logging.getLogger(__name__)
 
 
-KVChoice = Literal["auto", "f16", "int8"]
+KVChoice = Literal["auto", "f16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class EngineOptions:
     block_size: int = 32
     share_prefixes: bool = True
     speculation: bool = True
+    overlap: bool = True  # host and backend work at the same time; off: to see what it is worth
     limits: Limits = DEFAULT_LIMITS
     quantization: Quantization | None = None  # of float weights, when they are loaded
     kv_dtype: KVChoice = "auto"  # of the KV cache; auto: f16
@@ -101,21 +102,26 @@ class Engine:
         draft: DraftModel | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.backend = backend
         self.asked = options.backend
         self.limits = options.limits
         self.clock = clock
         self.pool = BlockPool(
             backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
         )
-        self.pace = Pace()
-        self.scheduler = Scheduler(self.pool, self.limits, self.pace)
-        self.speculator = Speculator(self.pace, draft) if options.speculation else None
+        pace = Pace()
+        self.scheduler = Scheduler(self.pool, self.limits, pace)
+        self.loop = Loop(
+            backend,
+            self.scheduler,
+            Speculator(pace, draft) if options.speculation else None,
+            checkpoint.vocabulary,
+            overlap=options.overlap,
+            clock=clock,
+        )
         size = checkpoint.architecture.vocabulary
         self.grammars = Grammars(checkpoint.vocabulary, size, options.threads)
         self.adapters = Adapters.of(checkpoint, backend)
         self.sequences: dict[str, Sequence] = {}
-        self.steps = self.prompt_tokens = self.cached_tokens = 0
         self.generated_tokens = self.cancelled = 0
 
     @classmethod
@@ -129,7 +135,7 @@ class Engine:
         quantization, threads = options.quantization, options.threads
         checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         blocks = -(-options.kv_tokens // options.block_size)
-        dtype: KVType = "int8" if options.kv_dtype == "int8" else "f16"
+        dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
         program = decoder_program(checkpoint.architecture)
         backend = load(program, checkpoint.weights, kv, options.threads)
@@ -137,6 +143,16 @@ class Engine:
         if options.draft is not None and options.speculation:
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
         return cls(checkpoint, backend, options, draft=draft)
+
+    @property
+    def backend(self) -> Backend:
+        """What runs its steps."""
+        return self.loop.backend
+
+    @property
+    def speculator(self) -> Speculator | None:
+        """What makes drafts, where any are made."""
+        return self.loop.speculator
 
     @property
     def context(self) -> int:
@@ -232,7 +248,8 @@ class Engine:
         return True
 
     def forget(self, sequence: Sequence) -> None:
-        """Drop a sequence wherever it is known, and free its KV."""
+        """Drop a sequence wherever it is known, and free its KV; a step may still run with it."""
+        sequence.over = True
         del self.sequences[sequence.id]
         self.scheduler.remove(sequence)
         self.adapters.release(sequence.adapter)
@@ -244,90 +261,26 @@ class Engine:
         """Whether `step` would have nothing to do."""
         return not self.sequences
 
-    def step(self) -> list[Output]:
-        """Run one step: news of every sequence that got a token or ended."""
-        now = self.clock()
-        late = [
-            Output(one.id, "", finish=self.end(one, "late")) for one in self.scheduler.late(now)
-        ]
-        return late + self.run(self.scheduler.schedule(now), now)
+    def step(self, listen: Callable[[], None] = lambda: None) -> list[Output]:
+        """See a step's end, and begin the next: news of every sequence that got a token or ended.
 
-    def run(self, spans: list[Span], now: float) -> list[Output]:
-        """Run the spans of a step that begins now."""
-        if not spans:
-            return []
-        for span in spans:
-            if span.sequence.started is None:
-                span.sequence.started = now
-                self.prompt_tokens += span.sequence.prompt_tokens
-                self.cached_tokens += span.sequence.cached
-        spans = by_adapter(self.speculate(spans))
-        batch = plan_batch(spans, self.pool.block_size)
-        try:
-            sampled = self.backend.run(batch)
-        except Exception:
-            log.exception("a step of %d sequences failed", len(spans))
-            return self.isolate(spans, now)
-        self.steps += 1
-        seconds = self.clock() - now
-        decoding = sum(span.decodes for span in spans)
-        prefilled = sum(span.count for span in spans if not span.decodes)
-        self.pace.measured(decoding, prefilled, seconds)
-        outputs = self.collect(spans, sampled)
-        if self.speculator is not None and not prefilled:
-            tokens = sum(len(output.tokens) for output in outputs)
-            self.speculator.measured(len(spans), len(batch.tokens), tokens, seconds)
-        return outputs
-
-    def isolate(self, spans: list[Span], now: float) -> list[Output]:
-        """Run the sequences of a failed step one by one, so that only the one at fault ends.
-
-        What the step had written already is written again, into the same slots.
+        The next step runs while this returns. `listen` is called just before what it computes is
+        settled: there requests may be submitted and cancelled that came in the meantime.
         """
-        if len(spans) > 1:
-            return [output for span in spans for output in self.run([span], now)]
-        sequence = spans[0].sequence
-        return [Output(sequence.id, "", finish=self.end(sequence, "error"))]
+        late = self.scheduler.late(self.clock())
+        outputs = [Output(one.id, "", finish=self.end(one, "late")) for one in late]
+        taken = self.loop.turn(listen)
+        return outputs + [self.tell(one) for one in taken if self.knows(one.sequence)]
 
-    def speculate(self, spans: list[Span]) -> list[Span]:
-        """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""
-        if self.speculator is None or self.scheduler.waiting:
-            return spans
-        if not all(span.decodes for span in spans):
-            return spans
-        room = self.limits.batch_tokens - len(spans)
-        drafts = self.speculator.drafts([span.sequence for span in spans], room)
-        return [
-            replace(span, drafts=drafts[span.sequence])
-            if span.sequence in drafts and self.room_for(span.sequence, drafts[span.sequence])
-            else span
-            for span in spans
-        ]
+    def knows(self, sequence: Sequence) -> bool:
+        """Whether anybody waits for a sequence."""
+        return self.sequences.get(sequence.id) is sequence
 
-    def room_for(self, sequence: Sequence, draft: tuple[int, ...]) -> bool:
-        """Take blocks for a draft, if there are any to take."""
-        return self.pool.grow(sequence.table, len(sequence.tokens) + len(draft))
-
-    def collect(self, spans: list[Span], sampled: Sampled) -> list[Output]:
-        """Note what a step computed; hand its tokens to the sequences that sampled."""
-        outputs: list[Output] = []
-        row, now, vocabulary = 0, self.clock(), self.checkpoint.vocabulary
-        for span in spans:
-            sequence, samples = span.sequence, span.samples
-            row = score(span, sampled, row, vocabulary)
-            sequence.computed += span.count
-            self.pool.publish(sequence.table, sequence.tokens, sequence.computed, sequence.salt)
-            if samples:
-                outputs.append(self.tell(span, extend(span, sampled, row, vocabulary, now)))
-                row += len(span.drafts) + 1
-        return outputs
-
-    def tell(self, span: Span, news: News) -> Output:
+    def tell(self, taken: Taken) -> Output:
         """The output that says the news of a sequence; it is forgotten where it is over."""
-        sequence = span.sequence
+        sequence = taken.sequence
+        news = tell(taken, self.checkpoint.vocabulary)
         self.generated_tokens += len(news.tokens)
-        if self.speculator is not None:
-            self.speculator.judged(sequence, len(span.drafts), news.tokens)
         return Output(
             id=sequence.id,
             text=news.said.text,
@@ -356,9 +309,9 @@ class Engine:
             kv_blocks_used=self.pool.used,
             kv_blocks_total=self.pool.blocks,
             kv_evictions=self.pool.evictions,
-            steps=self.steps,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
+            steps=self.loop.steps,
+            prompt_tokens=self.loop.prompt_tokens,
+            cached_tokens=self.loop.cached_tokens,
             generated_tokens=self.generated_tokens,
             cancelled=self.cancelled,
             preempted=self.scheduler.preempted,
@@ -370,9 +323,7 @@ class Engine:
 
     def close(self) -> None:
         """Release the backend, and that of a draft model."""
-        self.backend.close()
-        if self.speculator is not None:
-            self.speculator.close()
+        self.loop.close()
 
     def __enter__(self) -> Engine:
         return self

@@ -19,6 +19,10 @@ from .text.tokenizer import Vocabulary
 COMPILE_SECONDS = 0.5  # of processor time
 MASK_SECONDS = 0.1  # of processor time, for the first mask; sound grammars take under 0.02
 
+# Masks from which on threads are worth waking. The model's step runs meanwhile: on a CPU they would
+# take its processors, which come to the same for fewer.
+PARALLEL = 32
+
 # Against hostile grammars. What they still can do is a mask of some 50 ms a step (nested bounded
 # repetitions) where others take 0.1; a matcher that runs out of fuel ends its own request alone.
 LIMITS = LLParserLimits(
@@ -106,11 +110,12 @@ class Compiler:
         return Matcher(inner, self)
 
     def masks(self, rows: Sequence[Matcher | None]) -> Masks:
-        """What each row's matcher allows next, several at once on the executor's threads."""
+        """What each row's matcher allows next; many at once on the executor's threads."""
         constrained = [matcher for matcher in rows if matcher is not None]
         allowed = np.zeros((len(constrained), self.words), np.uint32)
-        if len(constrained) == 1:
-            constrained[0].inner.unsafe_compute_mask_ptr(allowed.ctypes.data, allowed.nbytes)
+        if len(constrained) < PARALLEL:
+            for matcher, row in zip(constrained, allowed, strict=True):
+                matcher.inner.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         else:
             work = [(matcher.inner, index) for index, matcher in enumerate(constrained)]
             self.executor.unsafe_compute_mask_ptr(

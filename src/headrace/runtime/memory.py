@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .backends.choice import AUTO
 from .embedding import is_encoder
 from .engine import EngineOptions
 from .models.architecture import Architecture
@@ -15,6 +14,10 @@ from .weights.gguf import read_gguf
 
 PROCESS = 128 * 2**20  # an engine without a model: interpreter, libraries, tokenizer
 RESERVE = 2**29  # left to everything else, at least; and a tenth
+GROUP_FILES = (  # limit, use, and what of it only caches files; of versions 2 and 1
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 WORKING = 1.1  # of the weights, with what a step needs beside them
 
 
@@ -25,12 +28,34 @@ def usable_memory(root: Path = Path("/")) -> int:
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for directory in group_directories(root, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = read(directory / name).strip()
+        for most, _, _ in GROUP_FILES:
+            text = read(directory / most).strip()
             if text.isdigit():
                 limits.append(int(text))
     whole = min(limits)
     return max(0, whole - max(RESERVE, whole // 10))
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that are free now, on the machine and in each of its control groups; what only caches
+    files counts as free. `root` is as in `usable_memory`."""
+    found = [amount(root / "proc/meminfo", "MemAvailable:") * 1024]
+    for directory in group_directories(root, "memory"):
+        for most, used, cache in GROUP_FILES:
+            limit, taken = read(directory / most).strip(), read(directory / used).strip()
+            if limit.isdigit() and taken.isdigit():
+                cached = amount(directory / "memory.stat", cache)
+                found.append(int(limit) - int(taken) + cached)
+    return max(0, min(found))
+
+
+def amount(path: Path, name: str) -> int:
+    """The number beside a name in a file of names and numbers; 0 where it is not there."""
+    for line in read(path).splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == name:
+            return int(words[1])
+    return 0
 
 
 def footprint(path: Path, options: EngineOptions) -> int:
@@ -58,8 +83,11 @@ def weight_bytes(described: Description, options: EngineOptions) -> int:
 
 def kv_bytes(model: Architecture, options: EngineOptions) -> int:
     """The KV cache: keys and values of all layers, of 2 bytes or 1, or 4 on the reference."""
-    native = options.backend in (AUTO, "cpu")
-    size = (1 if options.kv_dtype == "int8" else 2) if native else 4
-    scale = 4 if native else 0  # of a head's key or value
+    rounded = options.kv_dtype in ("int8", "fp8")
+    if options.backend == "reference":
+        size, scale = 4, 0
+    else:
+        size = 1 if rounded else 2
+        scale = 4 if rounded or options.backend != "cuda" else 0  # of a head's key or value
     entries = 2 * len(model.layers) * model.kv_heads * options.kv_tokens
     return entries * (model.head_size * size + scale)

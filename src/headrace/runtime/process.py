@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
-import socket
-import sys
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from .channel import (
@@ -18,6 +14,7 @@ from .channel import (
     Message,
     encode_frame,
     frame,
+    load_frame,
     parse,
     read_encodings,
     read_loaded,
@@ -28,9 +25,10 @@ from .channel import (
 from .encoding import EncodeRequest, Encoding
 from .engine import EngineOptions
 from .request import Counters, Output, Request
+from .spare import Spare, Worker, start_worker
 
-LINE_LIMIT = 256 * 1024 * 1024  # bytes; a step's news of all requests is far below
 RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, by failed starts in a row
+RESTART_WAIT = 10.0  # seconds that a call waits for an engine that died to come back
 STOP_GRACE = 5.0  # seconds
 
 News = Output | Encoding | int | Exception  # int: a count of tokens
@@ -54,11 +52,17 @@ class EngineProcess:
     """One engine in a process of its own, supervised."""
 
     def __init__(
-        self, path: Path, options: EngineOptions, adapters: Mapping[str, Path] | None = None
+        self,
+        path: Path,
+        options: EngineOptions,
+        adapters: Mapping[str, Path] | None = None,
+        spare: Spare | None = None,
     ) -> None:
+        """`spare` may have a process ready, for whoever of several engines is started next."""
         self.path = path
         self.options = options
         self.adapters = dict(adapters or {})  # by name; a process that starts again has them too
+        self.spare = spare or Spare()
         self.loaded: Loaded | None = None
         self.counters = Counters()
         self.restarts = 0
@@ -67,6 +71,8 @@ class EngineProcess:
         self.streams: dict[str, asyncio.Queue[News]] = {}
         self.changes: dict[str, asyncio.Future[Message]] = {}  # of adapters, under way
         self.supervisor: asyncio.Task[None] | None = None
+        self.settled = asyncio.Event()  # not while a process that died is being replaced
+        self.settled.set()
 
     @property
     def ready(self) -> bool:
@@ -93,12 +99,11 @@ class EngineProcess:
         Raises RequestRefused, or EngineDied. Outputs wait here for a slow reader: at most one a
         token, so `max_tokens` and the context bound them.
         """
-        if self.writer is None:
-            raise EngineDied("the engine is being started")
+        writer = await self.channel()
         news: asyncio.Queue[News] = asyncio.Queue()
         self.streams[request.id] = news
         try:
-            self.writer.write(request_frame(request))
+            writer.write(request_frame(request))
             finished = False
             while not finished:
                 output = await news.get()
@@ -130,12 +135,11 @@ class EngineProcess:
 
     async def ask(self, id: str, question: bytes) -> News:
         """The one answer to a message. Cancelled where the caller is."""
-        if self.writer is None:
-            raise EngineDied("the engine is being started")
+        writer = await self.channel()
         news: asyncio.Queue[News] = asyncio.Queue()
         self.streams[id] = news
         try:
-            self.writer.write(question)
+            writer.write(question)
             return await news.get()
         finally:
             if self.streams.pop(id, None) is not None and self.writer is not None:
@@ -156,17 +160,27 @@ class EngineProcess:
 
     async def change_adapters(self, kind: str, **content: str) -> None:
         """Ask for a change and wait until it is made."""
-        if self.writer is None:
-            raise EngineDied("the engine is being started")
+        writer = await self.channel()
         id = secrets.token_hex(8)
         self.changes[id] = asyncio.get_running_loop().create_future()
         try:
-            self.writer.write(frame(kind, id=id, **content))
+            writer.write(frame(kind, id=id, **content))
             message = await self.changes[id]
         finally:
             del self.changes[id]
         if message["error"] is not None:
             raise AdapterRefused(message["error"])
+
+    async def channel(self) -> asyncio.StreamWriter:
+        """Where messages to the engine go. One that died is waited for while it is started again;
+        EngineDied where that takes too long, or has failed."""
+        if self.writer is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESTART_WAIT):
+                    await self.settled.wait()
+        if self.writer is None:
+            raise EngineDied("the engine is being started")
+        return self.writer
 
     async def close(self) -> None:
         """End the process: ask, then insist. Running requests fail."""
@@ -174,46 +188,49 @@ class EngineProcess:
             self.supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.supervisor
+        self.settled.set()
         if self.writer is not None:
             self.writer.write(frame("stop"))
         await self.end()
 
     async def launch(self) -> tuple[asyncio.StreamReader, Loaded]:
-        """Start a process and wait until it is ready. Raises EngineFailed."""
-        ours, theirs = socket.socketpair()
-        adapters = {name: str(path) for name, path in self.adapters.items()}
-        about = {"path": str(self.path), "adapters": adapters, **asdict(self.options)}
-        options = json.dumps(about, default=str)
-        with theirs:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "headrace.runtime.worker",
-                str(theirs.fileno()),
-                options,
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT)
-        try:
-            line = await reader.readline()
-            message = parse(line or frame("failed", message="its process ended"))
-        except BaseException:
-            writer.close()  # on which the process ends
-            raise
+        """Start a process and wait until it is ready. Raises EngineFailed, OSError."""
+        worker, message = await self.load()
         if message["kind"] == "failed":
-            writer.close()
-            await self.process.wait()
+            await worker.end()
             raise EngineFailed(f"{self.path} could not be loaded: {message['message']}")
-        self.writer = writer
+        self.writer = worker.writer
         self.loaded = read_loaded(message)
-        return reader, self.loaded
+        self.spare.renew()
+        return worker.reader, self.loaded
+
+    async def load(self) -> tuple[Worker, Message]:
+        """Hand a process the model: what it says. Raises EngineFailed, OSError.
+
+        One that ends without a word was killed, maybe before it was ours: a fresh one is asked.
+        """
+        for take in (self.spare.take, start_worker):
+            worker = await take()
+            self.process = worker.process
+            try:
+                worker.writer.write(load_frame(self.path, self.options, self.adapters))
+                line = await worker.reader.readline()
+            except ConnectionError:
+                line = b""
+            except BaseException:
+                worker.writer.close()  # on which the process ends
+                raise
+            if line:
+                return worker, parse(line)
+            await worker.end()
+        raise EngineFailed(f"{self.path} could not be loaded: its process ended")
 
     async def supervise(self, reader: asyncio.StreamReader) -> None:
         """Pass news on while the process lives; start it again when it is gone."""
         failures = 0
         while True:
             await self.listen(reader)
+            self.settled.clear()
             await self.end()
             log.error("the engine process of %s ended; starting it again", self.path)
             while True:
@@ -225,6 +242,8 @@ class EngineProcess:
                     log.exception("the engine did not start again")
                 else:
                     break
+                finally:
+                    self.settled.set()
             failures = 0
             self.restarts += 1
             self.go_without(loaded.refused)
@@ -285,7 +304,9 @@ class EngineProcess:
             writer.close()
         if self.process is not None:
             try:
-                await asyncio.wait_for(self.process.wait(), STOP_GRACE)
+                # not wait_for: it loses a cancellation that comes with the process's end
+                async with asyncio.timeout(STOP_GRACE):
+                    await self.process.wait()
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .kvcache import BlockPool
+from .kvcache import BlockPool, BlockTable
 from .pace import Pace
 from .sequence import Sequence
 
@@ -45,14 +45,32 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The next `count` tokens of a sequence; at its end a token is sampled.
+    """The next `count` tokens of a sequence, from position `begin`.
 
     `drafts` are guesses at the tokens after it, computed in the same step.
     """
 
     sequence: Sequence
+    begin: int
     count: int
+    samples: bool  # it reaches the sequence's end, where a token is sampled
+    scored: range  # positions whose next token's log-probability is wanted: the prompt's
+    table: BlockTable  # the sequence's, as long as it keeps its blocks
     drafts: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sequence: Sequence, count: int) -> Span:
+        """The next `count` tokens of a sequence that are not computed yet."""
+        begin, scored = sequence.computed, range(0)
+        if sequence.sampling.prompt_logprobs is not None:
+            known = len(sequence.prompt_logprobs)  # more than `computed` after a preemption
+            scored = range(max(begin, known), min(begin + count, sequence.prompt_tokens - 1))
+        return cls(sequence, begin, count, count == sequence.pending, scored, sequence.table)
+
+    @property
+    def end(self) -> int:
+        """The position after its tokens."""
+        return self.begin + self.count
 
     @property
     def rows(self) -> int:
@@ -60,24 +78,19 @@ class Span:
         return self.count + len(self.drafts)
 
     @property
-    def samples(self) -> bool:
-        """Whether the span reaches the sequence's end."""
-        return self.count == self.sequence.pending
+    def chosen(self) -> int:
+        """Tokens that are sampled: the one after it, and one after each draft."""
+        return self.samples + len(self.drafts)
 
     @property
     def decodes(self) -> bool:
         """Whether the span is the newest generated token of its sequence, and no more."""
-        return self.count == self.sequence.pending == 1 and self.sequence.generated > 0
+        return self.count == 1 and self.samples and self.begin >= self.sequence.prompt_tokens
 
     @property
-    def scored(self) -> range:
-        """Positions in the span whose next token's log-probability is wanted: the prompt's."""
-        sequence = self.sequence
-        if sequence.sampling.prompt_logprobs is None:
-            return range(0)
-        known = len(sequence.prompt_logprobs)  # more than `computed` after a preemption
-        end = min(sequence.computed + self.count, sequence.prompt_tokens - 1)
-        return range(max(sequence.computed, known), end)
+    def holds(self) -> bool:
+        """Whether its sequence still has the blocks that it had."""
+        return not self.sequence.over and self.table is self.sequence.table
 
 
 class Scheduler:
@@ -90,16 +103,19 @@ class Scheduler:
         self.waiting: dict[Sequence, None] = {}
         self.running: dict[Sequence, None] = {}
         self.preempted = 0
+        self.changes = 0  # of who waits and who runs, but for what `schedule` does by itself
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its prompt fits the pool."""
         self.waiting[sequence] = None
+        self.changes += 1
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended, wherever it is, and free its blocks."""
         self.running.pop(sequence, None)
         self.waiting.pop(sequence, None)
         self.pool.release(sequence.table)
+        self.changes += 1
 
     def late(self, now: float) -> list[Sequence]:
         """Those that wait and can no longer have their first token when they need it."""
@@ -114,10 +130,10 @@ class Scheduler:
     def schedule(self, now: float) -> list[Span]:
         """Spans of the next step, decodes first; blocks for them are taken."""
         spans: dict[Sequence, Span] = {}
-        for sequence in [one for one in self.running if one.pending == 1]:
+        for sequence in [one for one in self.running if one.pending == 1 and one.goes_on]:
             # one that gave its blocks away while this loop ran is waiting again
             if sequence in self.running and self.make_room(sequence, 1, spans):
-                spans[sequence] = Span(sequence, 1)
+                spans[sequence] = Span.of(sequence, 1)
         budget = self.prefill_budget(spans)
         prefilling = [one for one in self.running if one.pending > 1]
         admitting = len(self.running) < self.limits.sequences
@@ -132,7 +148,7 @@ class Scheduler:
             elif not (admitting and self.admit(sequence)):
                 admitting = False  # whoever comes after must not take what this one waits for
                 continue
-            spans[sequence] = Span(sequence, min(sequence.pending, budget))
+            spans[sequence] = Span.of(sequence, min(sequence.pending, budget))
             budget -= spans[sequence].count
         return list(spans.values())
 
@@ -162,12 +178,12 @@ class Scheduler:
         table, tokens = sequence.table, sequence.tokens
         scored = sequence.sampling.prompt_logprobs is not None  # and so must be computed
         shared = 0 if scored else self.pool.share(table, tokens, sequence.salt)
-        needed = self.pool.blocks_for(len(tokens)) - len(table.blocks)
+        needed = self.pool.blocks_for(sequence.length) - len(table.blocks)
         spare = 1 if self.running else 0
         if needed + spare > self.pool.available:
             self.pool.release(table)
             return False
-        self.pool.grow(table, len(tokens))
+        self.pool.grow(table, sequence.length)
         sequence.computed = shared
         if sequence.started is None:
             sequence.cached = shared
@@ -187,9 +203,13 @@ class Scheduler:
         return True
 
     def preempt(self, sequence: Sequence) -> None:
-        """Free a sequence's blocks; it waits again and will be computed again."""
+        """Free a sequence's blocks; it waits again and will be computed again.
+
+        A step that runs still writes to them: whoever gets them next writes after it.
+        """
         del self.running[sequence]
         self.pool.release(sequence.table)
+        sequence.table = BlockTable(chain=sequence.table.chain)
         sequence.computed = 0
         self.waiting[sequence] = None
         self.preempted += 1

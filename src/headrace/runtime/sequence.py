@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`tokens` are the prompt and what was generated; the first `computed` are in the KV cache."""
+    """`tokens` are the prompt and what was generated; the first `computed` are in the KV cache.
+
+    While a step runs, its tokens are `coming`: computed may be one more than there are tokens.
+    """
 
     id: str
     tokens: list[int]
@@ -38,7 +41,9 @@ class Sequence:
     step_target: float | None = None  # seconds between its tokens
     started: float | None = None
     first_token: float | None = None
-    computed: int = 0
+    computed: int = 0  # or are about to be, by a step that runs
+    coming: int = 0  # tokens that steps that run will choose, as far as that is certain
+    over: bool = False  # nothing that still comes is for anybody
     cached: int = 0  # prompt tokens that were in the KV cache when the request was admitted
     reader: AnswerReader | HarmonyReader | None = None  # where the answer is more than text
     matcher: Matcher | None = None  # where the answer is held to a grammar
@@ -47,9 +52,19 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
+    def length(self) -> int:
+        """Tokens, with the one that is coming."""
+        return len(self.tokens) + self.coming
+
+    @property
     def pending(self) -> int:
         """Tokens that are not computed yet: 1 while decoding, more in prefill."""
-        return len(self.tokens) - self.computed
+        return self.length - self.computed
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the token that is coming, if any is, is not the last that there is room for."""
+        return self.length < self.limit
 
     @property
     def generated(self) -> int:

@@ -1,14 +1,12 @@
-"""The engine in its own process: `python -m headrace.runtime.worker FD OPTIONS`.
+"""The engine in its own process: `python -m headrace.runtime.worker FD`.
 
-FD is one end of a socket pair that carries `runtime.channel`; OPTIONS is a JSON object with the
-model's `path`, the `adapters` to begin with (paths by name) and the engine's options. The process
-ends when the channel closes: an engine never outlives the platform that started it, however that
-one died.
+FD is one end of a socket pair that carries `runtime.channel`; the first message names the model,
+and may take its time (`runtime.spare`). The process ends when the channel closes: an engine never
+outlives the platform that started it, however that one died.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
@@ -20,7 +18,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from .channel import (
     Loaded,
@@ -30,6 +27,7 @@ from .channel import (
     outputs_frame,
     parse,
     read_encode,
+    read_load,
     read_request,
     refusal_frame,
 )
@@ -37,7 +35,6 @@ from .embedding import Encoder, EncoderOptions, is_encoder
 from .encoding import EncoderQueue
 from .engine import Engine, EngineOptions
 from .request import RequestRefused
-from .scheduler import Limits
 
 NO_ADAPTERS = "this model reads whole texts; it takes no adapters"
 
@@ -52,13 +49,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
-    options = json.loads(sys.argv[2])
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=receive, args=(channel, inbox), daemon=True).start()
+    path, options, adapters = read_load(inbox.get())
     began = time.monotonic()
     try:
-        path, adapters = Path(options.pop("path")), options.pop("adapters")
-        engine = load(path, engine_options(options))
+        engine = load(path, options)
     except (ValueError, OSError, MemoryError) as error:
         channel.sendall(frame("failed", message=str(error) or type(error).__name__))
         return
@@ -79,24 +75,17 @@ def load(path: Path, options: EngineOptions) -> Engine | EncoderQueue:
     return EncoderQueue(Encoder.load(path, EncoderOptions(options.backend, options.threads)))
 
 
-def begin_with(engine: Engine | EncoderQueue, adapters: Mapping[str, str]) -> dict[str, str]:
+def begin_with(engine: Engine | EncoderQueue, adapters: Mapping[str, Path]) -> dict[str, str]:
     """Load adapters; why not, by name, where one cannot be: the model itself is served."""
     refused = {}
     for name, path in adapters.items():
         try:
             if isinstance(engine, EncoderQueue):
                 raise ValueError(NO_ADAPTERS)
-            engine.load_adapter(name, Path(path))
+            engine.load_adapter(name, path)
         except (ValueError, OSError, MemoryError) as error:
             refused[name] = str(error) or type(error).__name__
     return refused
-
-
-def engine_options(options: dict[str, Any]) -> EngineOptions:
-    """Options from their JSON form."""
-    draft = options.get("draft")
-    named = {"limits": Limits(**options["limits"]), "draft": draft and Path(draft)}
-    return EngineOptions(**{**options, **named})
 
 
 def describe(engine: Engine | EncoderQueue, seconds: float) -> Loaded:
@@ -132,23 +121,38 @@ def serve(
     engine: Engine | EncoderQueue, channel: socket.socket, inbox: queue.SimpleQueue[Message]
 ) -> None:
     """Step while there is work, sleep while there is none."""
+    stopped = False
+
+    def listen() -> None:
+        nonlocal stopped
+        while not stopped and not inbox.empty():
+            stopped = not attend(engine, channel, inbox)
+
     while True:
-        changed = False
-        while not inbox.empty() or (engine.idle and not changed):
-            message = inbox.get()
-            if message["kind"] == "stop":
-                return
-            changed = True
-            if message["kind"] == "cancel":
-                engine.cancel(message["id"])
-            elif "adapter" in message["kind"]:
-                adapt(engine, channel, inbox, message)
-            else:
-                accept(engine, channel, message)
+        if engine.idle:
+            stopped = not attend(engine, channel, inbox)
+        listen()
+        if stopped:
+            return
         if isinstance(engine, EncoderQueue):
             encode(engine, channel)
         else:
-            channel.sendall(outputs_frame(engine.step(), engine.counters()))
+            channel.sendall(outputs_frame(engine.step(listen), engine.counters()))
+
+
+def attend(
+    engine: Engine | EncoderQueue, channel: socket.socket, inbox: queue.SimpleQueue[Message]
+) -> bool:
+    """Do what the next message asks for; waits for it. False where it asks to stop."""
+    message = inbox.get()
+    kind = message["kind"]
+    if kind == "cancel":
+        engine.cancel(message["id"])
+    elif "adapter" in kind:
+        adapt(engine, channel, inbox, message)
+    elif kind != "stop":
+        accept(engine, channel, message)
+    return bool(kind != "stop")
 
 
 def encode(engine: EncoderQueue, channel: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -44,5 +45,13 @@ async def test_a_client_whose_connection_stays_full_is_gone() -> None:
     async def never_room(message: object) -> None:
         await asyncio.Event().wait()
 
+    class Full:
+        arrived = full = True
+        lost = False
+        on_loss: Callable[[], None] | None = None
+
+        def hold(self) -> None:
+            """There is nothing to hold back."""
+
     with pytest.raises(ClientGone):
-        await Reply(never_room, FORMATS["chat"], patience=0.01).write(b"data: x\n\n")
+        await Reply(never_room, FORMATS["chat"], Full(), patience=0.01).write(b"data: x\n\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,34 @@ async def test_a_model_that_generates_does_not_embed(local: LocalProvider) -> No
         async for _ in answer(local, request, "ref"):
             pass
     assert caught.value.param == "model"
+
+
+async def test_callers_of_models_that_change_places_are_all_answered(tiny: Path) -> None:
+    local = LocalProvider({"one": tiny, "two": tiny}, Engine(backend="reference", kv_tokens=2048))
+    local.residency.budget = local.residency.models["one"].bytes
+    await local.start()
+
+    async def call(name: str) -> list[Event]:
+        return [event async for event in local.generate(REQUEST, name)]
+
+    async def kill() -> None:
+        """The process that loads the second model, and the one that waits for the third load."""
+        before = local.engines["two"].process
+        while local.engines["two"].process is before:
+            await asyncio.sleep(0)
+        loading = local.engines["two"].process
+        assert loading is not None
+        loading.kill()
+        local.spare.begin()
+        assert local.spare.coming is not None
+        (await local.spare.coming).process.kill()
+
+    try:
+        async with asyncio.timeout(60):
+            killing = asyncio.create_task(kill())
+            answers = await asyncio.gather(*(call(name) for name in ("two", "one") * 10))
+            await killing
+        assert all(isinstance(events[-1], Finished) for events in answers)
+        assert all(len(events) > 1 for events in answers)
+    finally:
+        await local.close()

@@ -96,7 +96,7 @@ def test_error_bodies_of_all_shapes_are_read(body: bytes, message: str) -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) -> None:
-    assert retry_after({"Retry-After": header}, lambda: NOW) == seconds
+    assert retry_after({"retry-after": header}, lambda: NOW) == seconds
 
 
 def test_no_retry_after_is_none() -> None:

@@ -13,13 +13,16 @@ from headrace.providers.residency import Residency
 
 
 class Engine:
-    """What a load and an unload do, on the record; a load waits for `gate`."""
+    """What a load and an unload do, on the record; a load waits for `gate`, an unload
+    for `leaving`."""
 
     def __init__(self) -> None:
         self.running = 0
         self.starts = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.leaving = asyncio.Event()
+        self.leaving.set()
         self.fault: Exception | None = None
 
     async def start(self) -> None:
@@ -30,6 +33,7 @@ class Engine:
         self.running += 1
 
     async def close(self) -> None:
+        await self.leaving.wait()
         self.running = 0
 
 
@@ -124,3 +128,17 @@ async def test_closing_ends_a_load_under_way() -> None:
     assert loaded(engines) == ""
     with pytest.raises(asyncio.CancelledError):
         await loading
+
+
+async def test_a_call_during_an_unload_waits_for_its_end_and_loads_again() -> None:
+    engines, residency = made({"a": 4})
+    await use(residency, "a")
+    engines["a"].leaving.clear()
+    unloading = asyncio.create_task(residency.unload("a"))
+    await asyncio.sleep(0)
+    calling = asyncio.create_task(use(residency, "a"))
+    await asyncio.sleep(0)
+    engines["a"].leaving.set()
+    await asyncio.gather(unloading, calling)
+    assert residency.models["a"].state == "loaded"
+    assert engines["a"].running == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from headrace.runtime.admission import encode
-from headrace.runtime.backends.base import Batch, Sampled
+from headrace.runtime.backends.base import Batch
 from headrace.runtime.engine import Completion, Engine, EngineOptions
 from headrace.runtime.request import (
     Objectives,
@@ -22,6 +22,7 @@ from headrace.runtime.request import (
     TokenLogprob,
 )
 from headrace.runtime.scheduler import Limits
+from tests.fakes.backends import front
 
 GREEDY = SamplingParameters(temperature=0, max_tokens=24, ignore_eos=True)
 PROMPTS = ("Once upon a time", "x", "A rather longer prompt, to be chunked. " * 3, "Tell me: ")
@@ -177,17 +178,18 @@ def test_closing_a_stream_cancels_its_request(engine: Engine) -> None:
     assert engine.counters().cancelled == 1
 
 
-def test_a_step_that_fails_ends_only_the_request_that_caused_it(engine: Engine) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_a_step_that_fails_ends_only_the_request_that_caused_it(
+    engine: Engine, later: bool
+) -> None:
     """The fault is injected at the contract: a backend that fails on one token."""
     alone = [engine.generate(prompt, GREEDY).tokens for prompt in ("Hi", "Once")]
-    run = engine.backend.run
 
-    def fragile(batch: Batch) -> Sampled:
+    def poisoned(batch: Batch) -> None:
         if 7 in batch.tokens:
             raise MemoryError(f"{len(batch.tokens)} rows")
-        return run(batch)
 
-    engine.backend.run = fragile  # type: ignore[method-assign]
+    front(engine, fault=poisoned, later=later)
     engine.submit(Request("one", "Hi", GREEDY))
     engine.step()
     engine.submit(Request("poison", [5, 6, 7, 8], GREEDY))

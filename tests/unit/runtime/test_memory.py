@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from headrace.runtime.engine import EngineOptions
-from headrace.runtime.memory import PROCESS, RESERVE, footprint, usable_memory
+from headrace.runtime.memory import PROCESS, RESERVE, footprint, free_memory, usable_memory
 
 
 def test_a_control_group_bounds_the_memory(tmp_path: Path) -> None:
@@ -30,3 +30,16 @@ def test_a_longer_cache_takes_its_bytes(tiny: Path) -> None:
     per_token = 2 * 2 * 2 * (16 * 2 + 4)
     assert sizes[1] - sizes[0] == 2000 * per_token
     assert sizes[0] > PROCESS + tiny.stat().st_size
+
+
+def test_what_is_free_is_what_the_tightest_group_leaves(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/mine\n")
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
+    group = tmp_path / "sys/fs/cgroup/mine"
+    group.mkdir(parents=True)
+    assert free_memory(tmp_path) == 4000 * 1024
+    (group / "memory.max").write_text("1000000\n")
+    (group / "memory.current").write_text("900000\n")
+    (group / "memory.stat").write_text("anon 500000\ninactive_file 300000\n")
+    assert free_memory(tmp_path) == 400000

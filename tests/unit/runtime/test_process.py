@@ -66,6 +66,28 @@ async def test_killing_the_process_fails_what_runs_and_it_starts_again(
     assert await text(engine, "b", SamplingParameters(max_tokens=4, ignore_eos=True))
 
 
+async def test_a_call_to_an_engine_that_died_waits_until_it_is_back(engine: EngineProcess) -> None:
+    os.kill(pid(engine), signal.SIGKILL)
+    while engine.ready:
+        await asyncio.sleep(0.01)
+    few = SamplingParameters(max_tokens=4, ignore_eos=True)
+    assert all(await asyncio.gather(*(text(engine, str(index), few) for index in range(20))))
+    assert engine.restarts == 1
+
+
+async def test_a_call_that_waits_for_an_engine_is_answered_when_it_is_closed(
+    engine: EngineProcess,
+) -> None:
+    os.kill(pid(engine), signal.SIGKILL)
+    while engine.ready:
+        await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(text(engine, "a", ENDLESS))
+    await asyncio.sleep(0)
+    await engine.close()
+    with pytest.raises(EngineDied):
+        await waiting
+
+
 async def test_closing_a_stream_stops_its_generation(engine: EngineProcess) -> None:
     stream = engine.generate(Request("a", "Hi", ENDLESS))
     await anext(stream)
@@ -179,3 +201,22 @@ async def test_a_model_whose_first_adapters_cannot_be_loaded_says_so(
     with pytest.raises(EngineFailed, match="nowhere"):
         await process.start()
     assert not process.ready
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+async def test_an_engine_without_requests_uses_no_processor_time(tiny: Path, backend: str) -> None:
+    async with asyncio.timeout(30):
+        engine = EngineProcess(tiny, EngineOptions(backend=backend, kv_tokens=1024))
+        await engine.start()
+        stop = SamplingParameters(max_tokens=20, ignore_eos=True, stop=("e", "a", "i"))
+        await asyncio.gather(*(text(engine, str(index), stop) for index in range(8)))
+        before = processor_ticks(pid(engine))
+        await asyncio.sleep(0.5)
+        assert processor_ticks(pid(engine)) - before <= 2
+        await engine.close()
+
+
+def processor_ticks(process: int) -> int:
+    """Processor time of a process, in hundredths of a second (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

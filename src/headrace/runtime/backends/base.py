@@ -2,6 +2,9 @@
 
 A backend is built by a function `load(program, weights, kv) -> Backend` of its module.
 Everything that depends on lengths is planned on the host, in a `Batch`, once a step.
+
+A step is launched, told how its tokens are chosen, and waited for; while it runs the host does
+something else, such as to plan the next one. `run` is all three at once.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from ..models.program import Program
 from ..weights.lowrank import LowRank
 from ..weights.tensor import Tensor
 
-KVType = Literal["f16", "int8"]
+KVType = Literal["f16", "int8", "fp8"]
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -29,6 +32,7 @@ class KVLayout:
 
     "f16": entries of 16 bits, or more where the backend has more. "int8": a key or value of one
     head is a float32 scale, its largest magnitude over 127, and an integer -127 to 127 a dimension.
+    "fp8": likewise, the scale being the largest magnitude over 448, and E4M3 (OCP FP8) a dimension.
     """
 
     blocks: int
@@ -96,10 +100,17 @@ class Batch:
     context_lengths: Int32  # [sequences] KV entries of the sequence once this step is written
     block_tables: Int32  # [sequences, widest] block ids; past the end of a sequence: -1
     sampled_rows: Int32  # [samples] rows whose logits are sampled, ascending
-    sampling: SamplingRows
+    sampling: SamplingRows | None  # None: `Pending.choose` brings it while the step runs
     given: Int32 | None = None  # [sequences] tokens that were given, not chosen; None: none
     types: Int32 | None = None  # [rows] token types, of encoders that have them; None: all 0
     adapters: Int32 | None = None  # [sequences] number of its adapter, -1: none; None: all -1
+    # [rows] sample of the step before whose token this row has, -1: that in `tokens`; None: all -1
+    carried: Int32 | None = None
+
+    def fill(self, before: Sampled) -> None:
+        """Put the carried tokens, now that the step before is over, where they belong."""
+        if self.carried is not None:
+            np.copyto(self.tokens, before.tokens[self.carried], where=self.carried >= 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +121,45 @@ class Sampled:
     logprobs: Float32  # [samples]
     ranked_tokens: Int32 | None = None  # [samples, ranked], most likely first
     ranked_logprobs: Float32 | None = None  # [samples, ranked]
+    seconds: float = 0.0  # that the step took
+
+
+class Pending(Protocol):
+    """A step that was launched."""
+
+    def choose(self, rows: SamplingRows) -> None:
+        """Say how tokens are chosen, once, where the batch did not; then the step can end.
+
+        Raises ValueError, MemoryError: the step is lost.
+        """
+        ...
+
+    def wait(self) -> Sampled:
+        """What was chosen, when the step is over. Asked again, it says the same again.
+
+        Raises MemoryError where the step did not fit, ValueError where it is lost.
+        """
+        ...
 
 
 class Backend(Protocol):
     """One loaded model on one device."""
 
     kv: KVLayout
+    # A step that is launched while another runs follows it by itself: nothing waits for the host.
+    queues: bool
+
+    def launch(self, batch: Batch, after: Pending | None = None) -> Pending:
+        """Begin to run the whole program over the batch, after all that was launched before.
+
+        `after` is the step before, where the batch has `carried` tokens; it may still run, and its
+        sampling is known. One that never learnt it is lost now. Raises ValueError (batch) and
+        MemoryError where the step does not fit; KV slots outside the batch stay intact.
+        """
+        ...
 
     def run(self, batch: Batch) -> Sampled:
-        """Run the whole program over the batch and sample.
-
-        Raises MemoryError where the step does not fit; KV slots outside the batch stay intact.
-        """
+        """Launch a batch that has its sampling, and wait."""
         ...
 
     def logits(self, batch: Batch) -> Float32:

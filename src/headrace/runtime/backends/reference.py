@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from itertools import pairwise
 
+import ml_dtypes
 import numpy as np
 
 from ..models.architecture import Activation, Rope
@@ -30,13 +33,44 @@ from ..models.program import (
 from ..sampling import sample
 from ..weights.lowrank import LowRank
 from ..weights.tensor import Tensor
-from .base import Batch, Float32, Int32, KVLayout, Sampled
+from .base import (
+    Batch,
+    Float32,
+    Int32,
+    KVLayout,
+    KVType,
+    Pending,
+    Sampled,
+    SamplingRows,
+)
 
 SUPPORTS = EVERYTHING
 
 
+@dataclass(slots=True)
+class Step:
+    """Logits, then what was chosen by them."""
+
+    logits: Float32
+    began: float  # seconds
+    sampled: Sampled | None = None
+
+    def choose(self, rows: SamplingRows) -> None:
+        """Sample."""
+        sampled = sample(self.logits, rows)
+        self.sampled = replace(sampled, seconds=time.perf_counter() - self.began)
+
+    def wait(self) -> Sampled:
+        """What was chosen. Raises ValueError before that."""
+        if self.sampled is None:
+            raise ValueError("the step was never told how its tokens are chosen")
+        return self.sampled
+
+
 class ReferenceBackend:
     """Runs a program op by op over float32 copies of the weights."""
+
+    queues = False
 
     def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout) -> None:
         self.program = program
@@ -63,9 +97,19 @@ class ReferenceBackend:
             self.execute(op, batch)
         return self.result
 
+    def launch(self, batch: Batch, after: Pending | None = None) -> Step:
+        """Run all ops, at once; sample when it is known how."""
+        began = time.perf_counter()
+        if after is not None:
+            batch.fill(after.wait())
+        step = Step(self.logits(batch), began)
+        if batch.sampling is not None:
+            step.choose(batch.sampling)
+        return step
+
     def run(self, batch: Batch) -> Sampled:
         """Run all ops and sample."""
-        return sample(self.logits(batch), batch.sampling)
+        return self.launch(batch).wait()
 
     def kernels(self) -> Mapping[str, str]:
         """Every op is numpy's."""
@@ -152,8 +196,8 @@ class ReferenceBackend:
         qkv = self.buffers[op.qkv].reshape(-1, rotated_heads + op.kv_heads, op.head_size)
         rotate(qkv[:, :rotated_heads], batch.positions, op.rope)
         written = qkv[:, op.heads :]
-        if self.kv.dtype == "int8":
-            written = round_to_bytes(written)
+        if self.kv.dtype != "f16":
+            written = round_to_bytes(written, self.kv.dtype)
         self.keys[op.layer, batch.slots] = written[:, : op.kv_heads]
         self.values[op.layer, batch.slots] = written[:, op.kv_heads :]
 
@@ -262,11 +306,16 @@ def rotate(heads: Float32, positions: Int32, rope: Rope) -> None:
     first[...], second[...] = turned
 
 
-def round_to_bytes(heads: Float32) -> Float32:
+def round_to_bytes(heads: Float32, to: KVType) -> Float32:
     """What is left of [rows, heads, head_size] in 8 bits: see `base.KVLayout`."""
+    largest = np.float32(127 if to == "int8" else 448)
     top = np.abs(heads).max(axis=2, keepdims=True)
-    inverse = np.float32(127) / np.where(top > 1e-30, top, np.inf).astype(np.float32)
-    rounded: Float32 = np.rint(heads * inverse) * (top / np.float32(127))
+    scaled = heads * (largest / np.where(top > 1e-30, top, np.inf).astype(np.float32))
+    if to == "int8":
+        codes = np.rint(scaled)
+    else:
+        codes = np.clip(scaled, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    rounded: Float32 = codes * (top / largest)
     return rounded
 
 

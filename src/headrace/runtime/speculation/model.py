@@ -100,7 +100,7 @@ class DraftModel:
         for twin in twins:
             count = min(twin.pending, max(budget, 1))
             if self.make_room(twin, twin.computed + count, twins):
-                found.append(Span(twin, count))
+                found.append(Span.of(twin, count))
                 budget -= count
         return found
 

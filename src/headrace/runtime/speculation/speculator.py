@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence as Several
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import log1p
 from operator import mul
 
+from ..kvcache import BlockPool
 from ..pace import Pace
+from ..scheduler import Span
 from ..sequence import Sequence
 from .draft import Draft, Source
 from .lookup import Lookup
@@ -27,6 +29,7 @@ HOPE = 0.3  # share of a source's tokens expected to be right, before anything i
 NEWEST = 0.15  # weight of the newest token, for a sequence
 NEWEST_OF_ALL = 0.01  # and for all sequences together
 PROBE = 256  # steps after which a draft model that does not pay is tried again, on two tokens
+CALM = 16  # steps without drafts after which the next is expected to have none
 FAINT = 0.05  # chance of a token below which it is not considered
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,28 @@ class Speculator:
         self.records: dict[str, Record] = {}  # by sequence id
         self.kept: dict[Source, float] = {"lookup": HOPE, "suffix": HOPE, "model": HOPE}
         self.drafted = self.accepted = 0
+        self.declined = 0  # steps since drafts were worth it
+
+    def extended(self, spans: list[Span], rows: int, pool: BlockPool) -> list[Span]:
+        """Spans of pure decoding with the drafts that pay, in `rows` rows at most; or as they are.
+
+        Blocks for them are taken, as far as there are any.
+        """
+        drafts = self.drafts([span.sequence for span in spans], rows - len(spans))
+        if not drafts:
+            return spans
+        return [
+            replace(span, drafts=draft)
+            if (draft := drafts.get(span.sequence))
+            and pool.grow(span.table, len(span.sequence.tokens) + len(draft))
+            else span
+            for span in spans
+        ]
+
+    @property
+    def calm(self) -> bool:
+        """Whether it was long ago that drafts paid: the next step need not wait to be asked."""
+        return self.model is None and self.declined >= CALM
 
     def drafts(self, decoding: Several[Sequence], room: int) -> dict[Sequence, tuple[int, ...]]:
         """Drafts that pay, at most `room` tokens of them."""
@@ -77,6 +102,7 @@ class Speculator:
         worth = self.price.worth(
             len(decoding), [gain for gain, _ in ranked[: max(room, 0)]], row_price
         )
+        self.declined = 0 if worth else self.declined + 1
         lengths = [0] * len(best)
         for _, index in ranked[:worth]:
             lengths[index] += 1

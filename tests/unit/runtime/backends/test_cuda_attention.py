@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.runtime.backends import cuda, reference
-from headrace.runtime.backends.base import Backend, Batch, Float32, KVLayout
+from headrace.runtime.backends.base import Backend, Batch, Float32, KVLayout, KVType
 from headrace.runtime.backends.cuda.tiles import FINISHED, SPLIT, plan_tiles
 from headrace.runtime.models.architecture import Rope
 from headrace.runtime.models.program import Attention, Embed, Logits, Op, RotateAndWrite
@@ -36,6 +36,7 @@ class Case:
     causal: bool = True
     sinks: bool = False
     seed: int = 0
+    kv: KVType = "f16"
 
 
 def model(case: Case) -> tuple[list[Op], dict[str, int], dict[str, Tensor]]:
@@ -91,7 +92,8 @@ def both(case: Case) -> tuple[list[Float32], list[Float32]]:
         ops, buffers, buffers["attended"], kv_heads=case.kv_heads, head_size=case.head_size
     )
     longest = max(sum(rows) for rows in zip(*case.steps, strict=True))
-    kv = KVLayout(len(case.steps[0]) * -(-longest // case.block_size), case.block_size)
+    blocks = len(case.steps[0]) * -(-longest // case.block_size)
+    kv = KVLayout(blocks, case.block_size, case.kv)
     backends: list[Backend] = [
         cuda.load(made, weights, kv, 0),
         reference.load(made, weights, kv, 1),
@@ -133,6 +135,17 @@ def test_ragged_steps_equal_the_reference(case: Case) -> None:
 def test_rows_that_see_what_comes_after_them_equal_the_reference() -> None:
     for actual, expected in zip(*both(Case([[20, 3, 70]], causal=False)), strict=True):
         np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kv", ["int8", "fp8"])
+def test_entries_of_8_bits_are_those_of_the_reference(kv: KVType) -> None:
+    case = Case([[20, 3], [1, 40]], head_size=40, rotated=10, kv=kv)
+    exact = both(replace(case, kv="f16"))[1]
+    for actual, expected, true in zip(*both(case), exact, strict=True):
+        loss = np.linalg.norm(expected - true)
+        assert loss > 1e-3 * np.linalg.norm(true)
+        # a rotation that differs in its last bit may round to the next code, rarely
+        assert np.linalg.norm(actual - expected) < 0.1 * loss
 
 
 @pytest.mark.parametrize("window", [0, 530])

@@ -11,8 +11,10 @@ from headrace.runtime.request import Request, SamplingParameters
 from tests.fakes.model import write_tiny_gguf
 
 
-@pytest.mark.parametrize("format", ["F32", "Q4_1"])
-def test_requests_together_get_the_reference_s_tokens(tmp_path: Path, format: str) -> None:
+@pytest.mark.parametrize(("format", "speculation"), [("F32", False), ("Q4_1", True)])
+def test_requests_together_get_the_reference_s_tokens(
+    tmp_path: Path, format: str, speculation: bool
+) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", format=format)
     asked = [
         Request("greedy", "once upon", SamplingParameters(max_tokens=5, temperature=0)),
@@ -22,7 +24,8 @@ def test_requests_together_get_the_reference_s_tokens(tmp_path: Path, format: st
 
     def tokens(backend: str) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {request.id: [] for request in asked}
-        with Engine.load(path, EngineOptions(backend=backend, kv_tokens=256)) as engine:
+        options = EngineOptions(backend=backend, kv_tokens=256, speculation=speculation)
+        with Engine.load(path, options) as engine:
             for request in asked:
                 engine.submit(request)
             while not engine.idle:

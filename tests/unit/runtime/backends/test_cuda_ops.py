@@ -163,8 +163,8 @@ def test_sampling_chooses_what_the_definition_says(seed: int) -> None:
     expected = sampling.sample(logits, rows)
     assert list(actual.tokens) == list(expected.tokens)
     np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-5)
-    if actual.ranked_tokens is not None and expected.ranked_tokens is not None:
-        assert actual.ranked_tokens.tolist() == expected.ranked_tokens.tolist()
+    if actual.ranked is not None and expected.ranked_tokens is not None:
+        assert actual.ranked[0].tolist() == expected.ranked_tokens.tolist()
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

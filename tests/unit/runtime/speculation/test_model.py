@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from headrace.runtime.models.checkpoint import load_checkpoint
 from headrace.runtime.request import Grammar, Objectives, Request, SamplingParameters
 from headrace.runtime.scheduler import Limits
 from headrace.runtime.speculation.model import DraftModel, load_draft_model
+from tests.fakes.backends import Clock, Fronted
 from tests.fakes.batches import new_sequence
 from tests.fakes.model import write_tiny_gguf
 
@@ -30,27 +30,18 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def engine_with(path: Path, draft: Path | None, *, kv: int = 512, draft_kv: int = 512) -> Engine:
     """An engine on which a step takes 1 s, and one of the draft model 0.01 s."""
-    now = 0.0
-
-    def timed(run: Callable[[Batch], Sampled], seconds: float) -> Callable[[Batch], Sampled]:
-        def slowed(batch: Batch) -> Sampled:
-            nonlocal now
-            now += seconds
-            return run(batch)
-
-        return slowed
-
+    clock = Clock()
     checkpoint = load_checkpoint(path)
     program = decoder_program(checkpoint.architecture)
-    backend = load(program, checkpoint.weights, KVLayout(kv // 8, 8), 1)
-    backend.run = timed(backend.run, 1.0)  # type: ignore[method-assign,assignment]
+    inner = load(program, checkpoint.weights, KVLayout(kv // 8, 8), 1)
+    backend = Fronted(inner, clock, lambda rows: 1.0)
     model = None
     if draft is not None:
         model = load_draft_model(draft, checkpoint, KVLayout(draft_kv // 8, 8), "reference", 1)
-        model.backend.run = timed(model.backend.run, 0.01)  # type: ignore[method-assign,assignment]
-        model.clock = lambda: now
+        model.backend = Fronted(model.backend, clock, lambda rows: 0.01)
+        model.clock = clock
     options = EngineOptions(limits=Limits(64, 4), speculation=draft is not None)
-    return Engine(checkpoint, backend, options, lambda: now, model)
+    return Engine(checkpoint, backend, options, clock, model)
 
 
 def answers(

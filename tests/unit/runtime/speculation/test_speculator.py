@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency
 
-from headrace.runtime.backends.base import Batch, KVLayout, Sampled
+from headrace.runtime.backends.base import KVLayout
 from headrace.runtime.backends.reference import load
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.assembly import decoder_program
@@ -20,6 +20,7 @@ from headrace.runtime.models.checkpoint import load_checkpoint
 from headrace.runtime.request import Grammar, Request, SamplingParameters
 from headrace.runtime.scheduler import Limits
 from headrace.runtime.speculation.lookup import Lookup
+from tests.fakes.backends import Clock, Fronted
 
 REPETITIVE = "one two three one two three one two three one two three "
 
@@ -28,18 +29,11 @@ def engine_with(tiny: Path, seconds: Callable[[int], float], *, speculation: boo
     """An engine whose clock moves by `seconds(rows)` a step and by nothing else."""
     checkpoint = load_checkpoint(tiny)
     kv = KVLayout(64, 8)
-    backend = load(decoder_program(checkpoint.architecture), checkpoint.weights, kv, 1)
-    now = 0.0
-    run = backend.run
-
-    def timed(batch: Batch) -> Sampled:
-        nonlocal now
-        now += seconds(len(batch.tokens))
-        return run(batch)
-
-    backend.run = timed  # type: ignore[method-assign]
+    inner = load(decoder_program(checkpoint.architecture), checkpoint.weights, kv, 1)
+    clock = Clock()
+    backend = Fronted(inner, clock, seconds)
     options = EngineOptions(limits=Limits(64, 4), speculation=speculation)
-    return Engine(checkpoint, backend, options, lambda: now)
+    return Engine(checkpoint, backend, options, clock)
 
 
 def texts(

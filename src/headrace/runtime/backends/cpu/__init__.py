@@ -3,21 +3,20 @@
 Two environment variables are read at load. HEADRACE_CPU_LEVEL (portable, avx2, avx512, amx) forces
 an instruction level; the best that the processor runs is taken otherwise. HEADRACE_CPU_PRECISE=1
 computes with float32 activations and a float32 KV cache. Without it, activations that meet
-quantised weights are rounded to 15 bits a block of 32, and KV is kept as float16: half the memory
+quantised weights are rounded to 12 bits a block of 32, and KV is kept as float16: half the memory
 traffic of float32 with three more bits of mantissa than bfloat16; values past 65,504 saturate. On
 avx512 and amx a key or value of one head is a float32 scale and integers of 16 bits instead, and
 attention is integer products, summed exactly; int8 KV is 8 of these bits. The portable level is
 always precise. The amx level is avx512 with tiles where a step has many rows; from how many on is
 measured when the first model is loaded, and results are equal to the bit. Besides, the amx level
-multiplies the rows of tokens that were given (`Batch.given`: prompts) in bfloat16, weights and
-activations rounded, summed in float32. What a token is decides, never the rows beside it: a prompt
-is computed alike in one step, in chunks, and after a preemption.
+computes the rows of tokens that were given (`Batch.given`: prompts) in bfloat16: weights and
+activations, queries, keys and values rounded, summed in float32. What a token is decides, never the
+rows beside it: a prompt is computed alike in one step, in chunks, and after a preemption.
 
-What rounding costs, over 512 tokens of English prose, SmolLM2-135M Q4_1 against its float32 self:
-15 bits 6.5e-7 nats on average (KL divergence), 7.0e-6 at most, perplexity 18.890 against 18.891,
-the most likely token the same at every position; bfloat16 9.7e-5 nats, 2.0e-3 at most, perplexity
-18.906, two of 512 most likely tokens another. Chosen tokens keep 15 bits: their rows wait for
-memory and not for arithmetic.
+What rounding costs, over 512 tokens of `benchmarks/perplexity.txt`, SmolLM2-135M Q4_1 against its
+float32 self: 12 bits 4.6e-5 nats on average (KL divergence), 8.9e-4 at most, perplexity 19.591
+against 19.619, the most likely token another at 3 of 512 positions; bfloat16 3.0e-4 nats, 8.9e-3 at
+most, perplexity 19.669, 6 of 512. Chosen tokens keep 12 bits, which one tile product can hold.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from ...models.program import BASIC, Program, UnsupportedProgram, demands
 from ...processors import usable_processors
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Sampled
+from ..base import Batch, Float32, KVLayout, Pending, Sampled, SamplingRows
 from . import _native
-from ._native import Model
+from ._native import Flight, Model
 from .compiler import compile_program
 from .sources import outdated
 
@@ -71,31 +70,60 @@ class Options:
     precise: bool = False
 
 
+@dataclass(slots=True)
+class Step:
+    """A step of the thread team."""
+
+    model: Model
+    flight: Flight
+    sampled: Sampled | None = None
+
+    def choose(self, rows: SamplingRows) -> None:
+        """Say how tokens are chosen. Raises ValueError, MemoryError: the step is lost."""
+        self.model.choose(self.flight, rows)
+
+    def wait(self) -> Sampled:
+        """Join the team until the step is over. Raises ValueError where it is lost."""
+        if self.sampled is None:
+            tokens, logprobs, ranked, ranked_logprobs, seconds = self.model.wait(self.flight)
+            if len(ranked):
+                places = len(tokens), -1
+                ranked, ranked_logprobs = ranked.reshape(places), ranked_logprobs.reshape(places)
+                self.sampled = Sampled(tokens, logprobs, ranked, ranked_logprobs, seconds)
+            else:
+                self.sampled = Sampled(tokens, logprobs, seconds=seconds)
+        return self.sampled
+
+
 class CPUBackend:
     """One loaded model on the CPU. A second thread that calls waits for the first."""
 
-    def __init__(
-        self, model: Model, weights: Mapping[str, int], kv: KVLayout, vocabulary: int
-    ) -> None:
+    queues = False
+
+    def __init__(self, model: Model, weights: Mapping[str, int], kv: KVLayout) -> None:
         self.model = model
         self.weights = weights  # indices by name
         self.kv = kv
-        self.vocabulary = vocabulary
+
+    def launch(self, batch: Batch, after: Pending | None = None) -> Step:
+        """Let the thread team begin, once the step before is over. Raises ValueError, MemoryError.
+
+        The caller is a member of the team: it is missing until it waits.
+        """
+        if after is not None:
+            batch.fill(after.wait())
+        return Step(self.model, self.model.launch(batch))
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises ValueError (batch), MemoryError."""
-        tokens, logprobs, ranked, ranked_logprobs = self.model.run(batch)
-        if not batch.sampling.ranked:
-            return Sampled(tokens, logprobs)
-        shape = (len(tokens), min(batch.sampling.ranked, self.vocabulary))
-        return Sampled(tokens, logprobs, ranked.reshape(shape), ranked_logprobs.reshape(shape))
+        return self.launch(batch).wait()
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises ValueError, MemoryError."""
         return self.model.logits(batch)
 
     def kernels(self) -> Mapping[str, str]:
-        """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni, 15-bit activations"."""
+        """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni, 12-bit activations"."""
         return self.model.kernels()
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
@@ -142,16 +170,18 @@ def load(
 ) -> CPUBackend:
     """Compile `program` over `weights`; `threads` 0 takes all processors allowed.
 
-    Raises UnsupportedProgram, ValueError (shapes, formats, level, threads), MemoryError.
+    Raises UnsupportedProgram, ValueError (shapes, formats, KV, level, threads), MemoryError.
     """
     if lacking := demands(program) - SUPPORTS:
         raise UnsupportedProgram(f"backend cpu does not know {', '.join(sorted(lacking))}")
+    if kv.dtype == "fp8":
+        raise ValueError("backend cpu keeps KV as f16 or int8, not fp8")
     asked = options_from(os.environ) if options is None else options
     count = threads or usable_processors()
     model = Model(program, kv, asked.level, asked.precise, count)
     added = compile_program(model, program, weights)
     release_files(weights)
-    return CPUBackend(model, added, kv, program.vocabulary)
+    return CPUBackend(model, added, kv)
 
 
 def release_files(weights: Mapping[str, Tensor]) -> None:

@@ -4,12 +4,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.program import Program
-from ..base import Batch, Float32, Int32, KVLayout
+from ..base import Batch, Float32, Int32, KVLayout, SamplingRows
 
 SOURCES: str  # a digest of csrc/, as it was built
 
 def levels() -> list[str]:
     """The instruction levels that this processor runs, the best first."""
+
+class Flight:
+    """A step that was launched."""
 
 class Model:
     """A model's native program. Buffers and weights are named by the index that adding returned."""
@@ -70,9 +73,13 @@ class Model:
         past the rank in `down` is 0. The arrays are kept, not copied.
         """
     def drop_adapter(self, number: int) -> None: ...
-    def run(self, batch: Batch) -> tuple[Int32, Float32, Int32, Float32]:
-        """Tokens and log-probabilities, [samples] each, and the same of the ranked ones,
-        [samples · ranked]. Releases the GIL."""
+    def launch(self, batch: Batch) -> Flight:
+        """Begin a step, once the one that runs is over, if any does. Releases the GIL."""
+    def choose(self, flight: Flight, sampling: SamplingRows) -> None:
+        """What a batch without sampling waits for."""
+    def wait(self, flight: Flight) -> tuple[Int32, Float32, Int32, Float32, float]:
+        """Tokens and log-probabilities, [samples] each, the same of the ranked ones,
+        [samples · ranked], and the seconds that the step took. Releases the GIL."""
     def logits(self, batch: Batch) -> Float32:
         """Logits, float32 [samples, vocabulary]. Releases the GIL."""
     def kernels(self) -> dict[str, str]: ...

@@ -15,13 +15,16 @@ import torch
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Sampled
+from ..base import Batch, Float32, KVLayout, Pending, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
-from .compiler import Model, compile_op, fused, power, query_block
+from .attention import query_block
+from .cache import Cache, new_cache
+from .compiler import compile_op, fused
 from .graphs import Graphs, bucket
 from .inputs import Arena, Step, View, upload_step
-from .sampling import sample
+from .model import Model, power
+from .running import Clock, Running
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -47,8 +50,9 @@ def found_device() -> Device:
 class CUDABackend:
     """One loaded model on one GPU."""
 
+    queues = True
+
     def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, on: Device):
-        shape = (program.layers, kv.blocks * kv.block_size, program.kv_heads, program.head_size)
         self.kv = kv
         self.model = Model(
             program,
@@ -58,8 +62,7 @@ class CUDABackend:
             on.dtype,
             on.processors,
             Adapters(program, weights),
-            keys=torch.zeros(shape, dtype=on.dtype, device=on.device),
-            values=torch.zeros(shape, dtype=on.dtype, device=on.device),
+            new_cache(program, kv, on.dtype, on.device),
         )
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
@@ -93,8 +96,11 @@ class CUDABackend:
             model.partial_stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
             self.graphs.forget()
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Run the program; what it gives of the sampled rows, on the device."""
+    def forward(self, batch: Batch, before: torch.Tensor | None = None) -> torch.Tensor:
+        """Run the program; what it gives of the sampled rows, on the device.
+
+        `before`: the tokens of the step before, where the batch has carried ones.
+        """
         model, rows = self.model, len(batch.tokens)
         adapted = model.adapters.rows(batch)
         decodes = rows == len(batch.context_lengths) == len(batch.sampled_rows)
@@ -111,6 +117,9 @@ class CUDABackend:
         if self.arena.generation != self.generation:
             self.generation = self.arena.generation
             self.graphs.forget()
+        if before is not None and step.carried is not None:
+            taken = before[step.carried.clamp(min=0)].to(torch.int32)
+            step.tokens.copy_(torch.where(step.carried < 0, step.tokens, taken))
         self.make_partial_room(step)
         self.graphs.run(step, repeats=decodes and not adapted)
         return model.logits[: self.given(batch)]
@@ -121,12 +130,25 @@ class CUDABackend:
             return len(batch.sampled_rows)
         return len(batch.context_lengths) if Pool in self.kinds else len(batch.tokens)
 
-    def run(self, batch: Batch) -> Sampled:
-        """Run the program and sample. Raises MemoryError."""
+    def launch(self, batch: Batch, after: Pending | None = None) -> Running:
+        """Put a step on the stream; the host goes on. Raises MemoryError, ValueError."""
+        before = None
+        if batch.carried is not None:
+            if not isinstance(after, Running) or after.chosen is None:
+                raise ValueError("carried tokens need a step before that chooses them")
+            before = after.chosen.tokens
+        clock = Clock(self.model.device)
         try:
-            return sample(self.forward(batch), batch.sampling)
+            running = Running(self.forward(batch, before), clock)
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
+        if batch.sampling is not None:
+            running.choose(batch.sampling)
+        return running
+
+    def run(self, batch: Batch) -> Sampled:
+        """Run the program and sample. Raises MemoryError."""
+        return self.launch(batch).wait()
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises MemoryError."""
@@ -143,7 +165,9 @@ class CUDABackend:
             f"linear {weight.origin}": f"{where} {weight.kind}"
             for weight in self.model.uploaded.values()
         }
-        return {**found, "attention": f"{where} {self.model.dtype}".replace("torch.", "")}
+        form = self.model.cache.form
+        kept = str(self.model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
+        return {**found, "attention": f"{where} {kept}"}
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
         """Take an adapter in, between two steps. Raises ValueError, MemoryError."""
@@ -160,7 +184,7 @@ class CUDABackend:
         self.graphs.launches = ()
         self.model.uploaded.clear()
         self.model.buffers.clear()
-        self.model.keys = self.model.values = torch.zeros(0)
+        self.model.cache = Cache("float", torch.zeros(0), torch.zeros(0))
 
 
 def load(
@@ -168,10 +192,8 @@ def load(
 ) -> CUDABackend:
     """Compile `program` over `weights` for the first GPU. `threads` says nothing here.
 
-    Raises ValueError (a KV cache of 8 bits), MemoryError.
+    Raises MemoryError.
     """
-    if kv.dtype != "f16":
-        raise ValueError("backend cuda keeps KV in 16 bits; choose auto or f16")
     try:
         return CUDABackend(program, weights, kv, found_device())
     except torch.OutOfMemoryError as error:

@@ -6,15 +6,11 @@ then only starts kernels with the step's arrays; it reads nothing back, so it ca
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import singledispatch
 
-import numpy as np
 import torch
 
-from ...models.architecture import Rope
 from ...models.program import (
     Activate,
     AddEmbedding,
@@ -31,67 +27,16 @@ from ...models.program import (
     Result,
     RotateAndWrite,
 )
-from ...weights.tensor import Tensor
-from ..base import KVLayout
-from .adapters import Adapters
+from .attention import attention, rotation
 from .experts import Experts, mix
-from .inputs import Step, View
-from .kernels.attention import attend_tiles, merge_splits
+from .inputs import Step
 from .kernels.linear import embed_rows
-from .kernels.rows import activate_rows, gate_rows, norm_parts, norm_rows, rotate_and_write
+from .kernels.rows import activate_rows, gate_rows, norm_parts, norm_rows
+from .model import Launch, Model, power
 from .products import Product, product
-from .tiles import SPLIT
-from .weights import GROUP, DeviceWeight, upload
+from .weights import GROUP
 
-Launch = Callable[[Step], None]
-LOG2_E = math.log2(math.e)
-NEAR = 1024  # positions in the near table of angles
 ROW_BLOCK = 1024  # values of a row that one program works on, where a row is cut
-QUERY_BLOCK = {True: 64, False: 16}  # rows of a tile, by whether the step has prefill
-
-
-@dataclass(slots=True)
-class Model:
-    """What launches work on. Buffers hold `capacity` rows."""
-
-    program: Program
-    weights: Mapping[str, Tensor]
-    kv: KVLayout
-    device: torch.device
-    dtype: torch.dtype
-    processors: int
-    adapters: Adapters
-    keys: torch.Tensor  # [layers, slots, kv_heads, head_size]
-    values: torch.Tensor
-    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
-    logits: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    partial_sums: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    partial_stats: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    uploaded: dict[tuple[str, ...], DeviceWeight] = field(default_factory=dict)
-    tables: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    prefills: bool = False  # whether the step at hand has rows that are not decodes
-
-    def weight(self, *names: str) -> DeviceWeight:
-        """These weights as one on the device; each set is uploaded once."""
-        if names not in self.uploaded:
-            self.uploaded[names] = upload(
-                [self.weights[name] for name in names], self.dtype, self.device
-            )
-        return self.uploaded[names]
-
-    def vector(self, *names: str) -> torch.Tensor:
-        """Vectors one after the other, float32."""
-        parts = [self.weights[name].float32().ravel() for name in names]
-        return torch.from_numpy(np.concatenate(parts)).to(self.device)
-
-    def rows(self, name: str, step: Step) -> torch.Tensor:
-        """The step's rows of a buffer."""
-        return self.buffers[name][: step.rows]
-
-
-def power(width: int) -> int:
-    """The least power of two that holds `width`, at least 16."""
-    return max(16, 1 << (width - 1).bit_length())
 
 
 @singledispatch
@@ -240,116 +185,7 @@ def rotate(op: RotateAndWrite, model: Model) -> Launch:
     return rotation(op, model, None, 0.0)
 
 
-def rotation(
-    op: RotateAndWrite,
-    model: Model,
-    norms: tuple[torch.Tensor, torch.Tensor] | None,
-    epsilon: float,
-) -> Launch:
-    """The launch of `kernels.rows.rotate_and_write`."""
-    far, near = angles(op.rope, model)
-    query, key = norms or (None, None)
-
-    def launch(step: Step) -> None:
-        rotate_and_write[(step.rows, op.heads + 2 * op.kv_heads)](
-            model.buffers[op.qkv],
-            model.keys[op.layer],
-            model.values[op.layer],
-            step.positions,
-            step.slots,
-            far,
-            near,
-            query,
-            key,
-            epsilon,
-            op.heads,
-            op.kv_heads,
-            op.head_size,
-            len(op.rope.frequencies),
-            NORM=norms is not None,
-            INTERLEAVED=op.rope.interleaved,
-            NEAR=NEAR,
-            BLOCK=power(op.head_size),
-        )
-
-    return launch
-
-
-def angles(rope: Rope, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [places, pairs, 2] of positions NEAR apart, and of those between.
-
-    The rope's scale is in the near ones.
-    """
-    if rope not in model.tables:
-        frequencies = np.array(rope.frequencies, np.float64)
-        places = -(-model.kv.blocks * model.kv.block_size // NEAR)
-        found = []
-        for positions, scale in ((np.arange(places) * NEAR, 1.0), (np.arange(NEAR), rope.scale)):
-            turn = positions[:, None] * frequencies
-            both = np.stack([np.cos(turn), np.sin(turn)], axis=2) * scale
-            found.append(torch.from_numpy(both.astype(np.float32)).to(model.device))
-        model.tables[rope] = (found[0], found[1])
-    return model.tables[rope]
-
-
-@compile_op.register
-def attention(op: Attention, model: Model) -> Launch:
-    """Tiles, then the splits of tiles that were spread."""
-    group = op.heads // op.kv_heads
-    view = View(op.window, op.causal)
-    sinks = None if op.sinks is None else model.vector(op.sinks) * LOG2_E
-    block_d = power(op.head_size)
-
-    def launch(step: Step) -> None:
-        plan = step.planned[view]
-        block_m = query_block(group, model.prefills)
-        attend_tiles[(model.processors * 2,)](
-            model.buffers[op.out],
-            model.buffers[op.qkv],
-            model.keys[op.layer],
-            model.values[op.layer],
-            sinks,
-            model.partial_sums,
-            model.partial_stats,
-            plan.tiles,
-            plan.counts,
-            step.tables,
-            op.scale * LOG2_E,
-            op.cap * LOG2_E,
-            op.kv_heads,
-            op.head_size,
-            GROUP=group,
-            WINDOW=op.window,
-            CAUSAL=op.causal,
-            CAPPED=op.cap != 0,
-            SINKS=sinks is not None,
-            PAGE=model.kv.block_size,
-            SPLIT=SPLIT,
-            BLOCK_M=block_m,
-            BLOCK_N=64 if block_d <= 128 else 32,
-            BLOCK_D=block_d,
-        )
-        merge_splits[(model.processors,)](
-            model.buffers[op.out],
-            sinks,
-            model.partial_sums,
-            model.partial_stats,
-            plan.merges,
-            plan.counts,
-            op.kv_heads,
-            op.head_size,
-            GROUP=group,
-            SINKS=sinks is not None,
-            BLOCK_M=block_m,
-            BLOCK_D=block_d,
-        )
-
-    return launch
-
-
-def query_block(group: int, prefills: bool) -> int:
-    """Rows of a tile: query rows times the query heads of a KV head."""
-    return max(QUERY_BLOCK[prefills], power(group))
+compile_op.register(Attention, attention)
 
 
 @compile_op.register

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .compiler import Launch
 from .inputs import Step
+from .model import Launch
 
 
 def bucket(rows: int) -> int:

@@ -53,6 +53,7 @@ class Step:
     tables: torch.Tensor
     planned: Mapping[View, Planned]
     adapted: Mapping[int, torch.Tensor]  # the rows of each adapter
+    carried: torch.Tensor | None = None  # as in `Batch`
 
 
 class Arena:
@@ -61,6 +62,7 @@ class Arena:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rooms: dict[str, int] = {}
+        self.copied: torch.cuda.Event | None = None  # the device has read the twin
         self.generation = 0
         self.move()
 
@@ -81,6 +83,8 @@ class Arena:
         if lacking:
             self.rooms |= lacking
             self.move()
+        elif self.copied is not None:
+            self.copied.synchronize()  # a step may wait for the one before it, and its copy with it
         host, found, begin, used = self.host.numpy(), {}, 0, 0
         for name, room in self.rooms.items():
             if name in arrays:
@@ -90,6 +94,8 @@ class Arena:
                 used = begin + array.size
             begin += room
         self.on_device[:used].copy_(self.host[:used], non_blocking=True)
+        if self.device.type == "cuda":
+            self.copied = torch.cuda.current_stream().record_event()
         return found
 
 
@@ -117,6 +123,8 @@ def upload_step(
         "row_starts": batch.row_starts,
         "sampled_rows": pad(batch.sampled_rows, more_samples, 0),
     }
+    if batch.carried is not None:
+        arrays["carried"] = pad(batch.carried, more, -1)
     plans: dict[View, Tiles] = {}
     for view, tile_rows in views.items():
         plan = plans[view] = plan_tiles(batch, tile_rows, view.window, view.causal)

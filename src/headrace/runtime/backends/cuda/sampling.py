@@ -1,15 +1,30 @@
-"""Sampling on the device, as `runtime.sampling` defines it; one small copy to the host."""
+"""Sampling on the device, as `runtime.sampling` defines it. Nothing here waits for the device."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..base import Edits, Masks, Sampled, SamplingRows
+from ..base import Edits, Masks, SamplingRows
 
 
-def sample(logits: torch.Tensor, rows: SamplingRows) -> Sampled:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What `Sampled` has, on the device."""
+
+    tokens: torch.Tensor  # int64 [samples]
+    logprobs: torch.Tensor  # float32 [samples]
+    ranked: tuple[torch.Tensor, torch.Tensor] | None  # int64, float32; [samples, ranked]
+
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All that there is."""
+        return (self.tokens, self.logprobs, *(self.ranked or ()))
+
+
+def sample(logits: torch.Tensor, rows: SamplingRows) -> Chosen:
     """Choose a token for each row of float32 logits [samples, vocabulary]."""
     edited = logits
     if rows.edits is not None:
@@ -25,13 +40,11 @@ def sample(logits: torch.Tensor, rows: SamplingRows) -> Sampled:
         tokens = torch.where(target >= 0, target, tokens)
     normaliser = logits.logsumexp(dim=1)
     logprobs = logits.gather(1, tokens[:, None])[:, 0] - normaliser
-    both = torch.stack([tokens.to(torch.float64), logprobs.to(torch.float64)]).cpu().numpy()
-    found = both[0].astype(np.int32), both[1].astype(np.float32)
     if not rows.ranked:
-        return Sampled(*found)
+        return Chosen(tokens, logprobs, None)
     order = logits.argsort(dim=1, descending=True, stable=True)[:, : rows.ranked]
     ranked = logits.gather(1, order) - normaliser[:, None]
-    return Sampled(*found, order.cpu().numpy().astype(np.int32), ranked.cpu().numpy())
+    return Chosen(tokens, logprobs, (order, ranked))
 
 
 def on(array: NDArray[np.generic], device: torch.device) -> torch.Tensor:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .numbers import E4M3_BIAS, e4m3
+
 # The fields of a tile, and of a merge, in int32.
 TILE_FIELDS = tl.constexpr(8)  # sequence, row, rows, position, begin, end, partial, -
 MERGE_FIELDS = tl.constexpr(4)  # row, rows, first partial, partials
@@ -50,12 +52,32 @@ def finish(highest, total, sums, sinks, heads, valid, SINKS: tl.constexpr):
 
 
 @triton.jit
+def load_entries(places, there, dtype: tl.constexpr, KV: tl.constexpr):
+    """Keys or values; of 8 bits the codes, whose scales `load_scales` has."""
+    found = tl.load(places, mask=there, other=0)
+    if KV == "fp8":
+        found = e4m3(found)
+    return found.to(dtype)
+
+
+@triton.jit
+def load_scales(places, there, KV: tl.constexpr):
+    """What the codes of `load_entries` are to be multiplied by."""
+    found = tl.load(places, mask=there, other=0.0)
+    if KV == "fp8":
+        found = found * E4M3_BIAS
+    return found
+
+
+@triton.jit
 def attend_split(
     queries,
     positions,
     valid,
     keys,
     values,
+    key_scales,
+    value_scales,
     table,
     begin,
     end,
@@ -67,6 +89,7 @@ def attend_split(
     WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
+    KV: tl.constexpr,
     PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -84,10 +107,13 @@ def attend_split(
         there = entries < end
         pages = tl.load(table + entries // PAGE, mask=there, other=0)
         slots = pages.to(tl.int64) * PAGE + entries % PAGE
-        places = ((slots * kv_heads + kv_head) * head_size)[:, None] + offsets_d[None, :]
+        heads_at = slots * kv_heads + kv_head
+        places = (heads_at * head_size)[:, None] + offsets_d[None, :]
         loaded = there[:, None] & inside[None, :]
-        key = tl.load(keys + places, mask=loaded, other=0.0).to(queries.dtype)
+        key = load_entries(keys + places, loaded, queries.dtype, KV)
         scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
+        if KV != "float":
+            scores = scores * load_scales(key_scales + heads_at, there, KV)[None, :]
         if CAPPED:  # cap · tanh(score / cap)
             scores = cap * (2.0 * tl.sigmoid(2.0 * scores / cap) - 1.0)
         distance = positions[:, None] - entries[None, :]
@@ -101,8 +127,10 @@ def attend_split(
         safe = tl.where(new == float("-inf"), 0.0, new)
         weights = tl.exp2(scores - safe[:, None])
         kept = tl.exp2(highest - safe)
-        value = tl.load(values + places, mask=loaded, other=0.0).to(queries.dtype)
+        value = load_entries(values + places, loaded, queries.dtype, KV)
         total = total * kept + tl.sum(weights, 1)
+        if KV != "float":
+            weights = weights * load_scales(value_scales + heads_at, there, KV)[None, :]
         attended = tl.dot(weights.to(queries.dtype), value, input_precision="ieee")
         sums = sums * kept[:, None] + attended
         highest = new
@@ -115,6 +143,8 @@ def attend_tiles(
     qkv,
     keys,
     values,
+    key_scales,
+    value_scales,
     sinks,
     partial_sums,
     partial_stats,
@@ -130,6 +160,7 @@ def attend_tiles(
     CAUSAL: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
+    KV: tl.constexpr,
     PAGE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -139,8 +170,8 @@ def attend_tiles(
     """Every tile of the step, for every KV head.
 
     `qkv` [rows, (heads + 2 kv_heads) · head_size], `keys` and `values` [slots, kv_heads,
-    head_size] of one layer, `out` [rows, heads · head_size]. `counts` holds the number of tiles
-    and the width of `tables`.
+    head_size] of one layer, where they are codes with scales [slots, kv_heads]; `out` [rows,
+    heads · head_size]. `counts` holds the number of tiles and the width of `tables`.
     """
     table_width = tl.load(counts + 1)
     width = GROUP * kv_heads * head_size
@@ -170,6 +201,8 @@ def attend_tiles(
                 valid,
                 keys,
                 values,
+                key_scales,
+                value_scales,
                 table,
                 tl.maximum(split, begin // BLOCK_N * BLOCK_N),
                 tl.minimum(split + SPLIT, end),
@@ -181,6 +214,7 @@ def attend_tiles(
                 WINDOW,
                 CAUSAL,
                 CAPPED,
+                KV,
                 PAGE,
                 BLOCK_N,
             )

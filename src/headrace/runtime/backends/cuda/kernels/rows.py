@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .numbers import nearest, to_e4m3
+
 
 @triton.jit
 def norm_rows(
@@ -67,6 +69,8 @@ def rotate_and_write(
     qkv,
     keys,
     values,
+    key_scales,
+    value_scales,
     positions,
     slots,
     far,
@@ -81,6 +85,7 @@ def rotate_and_write(
     NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NEAR: tl.constexpr,
+    KV: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One head of one row: norm, rotation, and of a key or value the copy to its KV slot.
@@ -128,12 +133,38 @@ def rotate_and_write(
         tl.store(qkv + place + offsets, found.to(qkv.dtype.element_ty), mask=inside)
     else:
         slot = tl.load(slots + row).to(tl.int64)
-        is_key = head < heads + kv_heads
-        kv_head = tl.where(is_key, head - heads, head - heads - kv_heads)
-        at = (slot * kv_heads + kv_head) * head_size
-        writes = inside & (slot >= 0)
-        tl.store(keys + at + offsets, found.to(keys.dtype.element_ty), mask=writes & is_key)
-        tl.store(values + at + offsets, found.to(values.dtype.element_ty), mask=writes & ~is_key)
+        if slot >= 0:
+            if head < heads + kv_heads:
+                head_at = slot * kv_heads + head - heads
+                write_head(keys, key_scales, head_at, found, head_size, KV)
+            else:
+                head_at = slot * kv_heads + head - heads - kv_heads
+                write_head(values, value_scales, head_at, found, head_size, KV)
+
+
+@triton.jit
+def write_head(entries, scales, head_at, values, head_size, KV: tl.constexpr):
+    """One head's key or value to its place in the cache."""
+    offsets = tl.arange(0, values.shape[0])
+    if KV == "float":
+        written = values.to(entries.dtype.element_ty)
+    else:
+        written, scale = encode(values, KV)
+        tl.store(scales + head_at, scale)
+    tl.store(entries + head_at * head_size + offsets, written, mask=offsets < head_size)
+
+
+@triton.jit
+def encode(values, KV: tl.constexpr):
+    """Float32 values of one head as 8-bit codes, and their scale (`base.KVLayout`)."""
+    top = tl.max(tl.abs(values), 0)
+    largest: tl.constexpr = 127.0 if KV == "int8" else 448.0
+    inverse = tl.where(top > 1e-30, largest / top, 0.0)
+    if KV == "int8":
+        codes = nearest(values * inverse).to(tl.int8)
+    else:
+        codes = to_e4m3(values * inverse)
+    return codes, top / largest
 
 
 @triton.jit

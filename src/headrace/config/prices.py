@@ -1,0 +1,53 @@
+"""The price table that comes with the package: what providers asked when it was made.
+
+`prices.json` holds it, with its date and the pages that say so. It is for the providers' own
+addresses only: the same name elsewhere may cost something else. A price in the file goes before it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct, structs
+
+from headrace.config.schema import LOCAL, Configuration, Model, Price
+
+_DATED = re.compile(r"-(\d{8}|\d{4}-\d\d-\d\d)$")  # a version of a model costs what the model does
+
+
+class Listed(Struct, frozen=True):
+    """The prices of one host, and the page that says so."""
+
+    source: str
+    models: dict[str, Price]
+
+
+class Prices(Struct, frozen=True):
+    """The table; `as_of` is the day it was true."""
+
+    as_of: str
+    unit: str
+    hosts: dict[str, Listed]
+
+
+TABLE = msgspec.json.decode(Path(__file__).with_name("prices.json").read_bytes(), type=Prices)
+
+
+def priced(configuration: Configuration) -> Configuration:
+    """`configuration`, with the table's price for each model that has none of its own."""
+    models = {name: _priced(model, configuration) for name, model in configuration.models.items()}
+    return structs.replace(configuration, models=models)
+
+
+def _priced(model: Model, configuration: Configuration) -> Model:
+    provider = configuration.providers.get(model.provider)
+    if model.provider == LOCAL or model.price != Price() or provider is None:
+        return model
+    listed = TABLE.hosts.get(urlsplit(provider.address or "").hostname or "")
+    if listed is None:
+        return model
+    name = model.source if model.source in listed.models else _DATED.sub("", model.source)
+    return structs.replace(model, price=listed.models.get(name, Price()))

@@ -1,0 +1,63 @@
+"""What the launches of a program work on: weights, KV and buffers on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ...models.architecture import Rope
+from ...models.program import Program
+from ...weights.tensor import Tensor
+from ..base import KVLayout
+from .adapters import Adapters
+from .cache import Cache
+from .inputs import Step
+from .weights import DeviceWeight, upload
+
+Launch = Callable[[Step], None]
+
+
+@dataclass(slots=True)
+class Model:
+    """What launches work on. Buffers hold `capacity` rows."""
+
+    program: Program
+    weights: Mapping[str, Tensor]
+    kv: KVLayout
+    device: torch.device
+    dtype: torch.dtype
+    processors: int
+    adapters: Adapters
+    cache: Cache
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    logits: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    partial_sums: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    partial_stats: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    uploaded: dict[tuple[str, ...], DeviceWeight] = field(default_factory=dict)
+    tables: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    prefills: bool = False  # whether the step at hand has rows that are not decodes
+
+    def weight(self, *names: str) -> DeviceWeight:
+        """These weights as one on the device; each set is uploaded once."""
+        if names not in self.uploaded:
+            self.uploaded[names] = upload(
+                [self.weights[name] for name in names], self.dtype, self.device
+            )
+        return self.uploaded[names]
+
+    def vector(self, *names: str) -> torch.Tensor:
+        """Vectors one after the other, float32."""
+        parts = [self.weights[name].float32().ravel() for name in names]
+        return torch.from_numpy(np.concatenate(parts)).to(self.device)
+
+    def rows(self, name: str, step: Step) -> torch.Tensor:
+        """The step's rows of a buffer."""
+        return self.buffers[name][: step.rows]
+
+
+def power(width: int) -> int:
+    """The least power of two that holds `width`, at least 16."""
+    return max(16, 1 << (width - 1).bit_length())
