@@ -84,11 +84,10 @@ struct BrainPanels {
   std::size_t stride;
   int cols;           // 1..32
   const float* bias;  // or null; readable for 32 columns
-  bool add;           // to what `out` has; then there is no bias
   GatedColumns gated;
 };
 
-constexpr std::size_t kBrainBlocks = 9;   // of columns, unpacked at a time: two panels of them fit the L1 cache
+constexpr std::size_t kBrainBlocks = 18;  // of columns, unpacked at a time: two panels of them fit the L1 cache
 constexpr std::size_t kBrainRows = 1024;   // at most, end - begin
 constexpr std::size_t kBrainScratch = 2 * kPanelRows * (kBrainBlocks * kBlock / 2 + kBrainRows + 2 * kTileRows);
 

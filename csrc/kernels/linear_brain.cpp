@@ -127,7 +127,7 @@ template <int TALL, int WIDE, typename Beside>
 void multiply(Operands of, const Sums& before, const Sums& out, Beside&& beside) {
   begin_sums<TALL, WIDE>(before);
   for (std::size_t b = 0; b < of.blocks; ++b, of.activations += kTileBytes, of.weights += kTileBytes) {
-    _tile_loadd(4, of.activations, 64);
+    _tile_stream_loadd(4, of.activations, 64);
     _tile_loadd(6, of.weights, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (WIDE == 2) {
@@ -135,7 +135,7 @@ void multiply(Operands of, const Sums& before, const Sums& out, Beside&& beside)
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (TALL == 2) {
-      _tile_loadd(5, of.activations + of.tile_bytes, 64);
+      _tile_stream_loadd(5, of.activations + of.tile_bytes, 64);
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (TALL == 2 && WIDE == 2) _tile_dpbf16ps(3, 5, 7);
@@ -153,20 +153,15 @@ inline __mmask16 lanes_of(const BrainPanels& job, int column) {
   return static_cast<__mmask16>(left < kLanes ? (1 << left) - 1 : 0xffff);
 }
 
-// Rows of a tile from `row` on, those of [job.begin, job.end) alone, between `sums` and where they belong.
-template <bool IN>
-void copy(const BrainPanels& job, std::size_t row, float* sums) {
+// Rows of a tile from `row` on, those of [job.begin, job.end) alone, from `sums` to where they belong.
+void write(const BrainPanels& job, std::size_t row, const float* sums) {
   for (std::size_t r = 0; r < kTileRows; ++r) {
     if (row + r < job.begin || row + r >= job.end) continue;
     float* out = job.out + (row + r) * job.stride;
     for (int column = 0; column < job.cols; column += kLanes) {
       const __mmask16 mask = lanes_of(job, column);
-      float* packed = sums + static_cast<std::size_t>(column) / kLanes * kTileFloats + r * kLanes;
-      if constexpr (IN) {
-        _mm512_store_ps(packed, _mm512_maskz_loadu_ps(mask, out + column));
-      } else {
-        _mm512_mask_storeu_ps(out + column, mask, _mm512_load_ps(packed));
-      }
+      const float* packed = sums + static_cast<std::size_t>(column) / kLanes * kTileFloats + r * kLanes;
+      _mm512_mask_storeu_ps(out + column, mask, _mm512_load_ps(packed));
     }
   }
 }
@@ -272,16 +267,12 @@ class Panels {
       const Sums there = {job_.out + row * job_.stride, kTileRows * job_.stride, kPanelRows,
                           job_.stride * sizeof(float)};
       const Sums sums = straight ? there : kept(row);
-      if (!straight && at == 0 && job_.add) {
-        copy<true>(job_, row, sums.at);
-        if (both) copy<true>(job_, row + kTileRows, sums.at + sums.down);
-        settle();
-      }
-      const Sums before = at || job_.add ? sums : job_.bias ? Sums{const_cast<float*>(job_.bias), 0, kPanelRows, 0} : Sums{};
+      const Sums bias = job_.bias ? Sums{const_cast<float*>(job_.bias), 0, kPanelRows, 0} : Sums{};
+      const Sums before = at ? sums : bias;
       multiply_rows(at, count, row, before, sums, [] {});
       if (straight || at + count < parts_.all) return;
-      copy<false>(job_, row, sums.at);
-      if (both) copy<false>(job_, row + kTileRows, sums.at + sums.down);
+      write(job_, row, sums.at);
+      if (both) write(job_, row + kTileRows, sums.at + sums.down);
     });
   }
 
