@@ -2,10 +2,10 @@
 
     python benchmarks/speculation.py [--model smollm2-135m] [--rounds 5] [--output speculation]
 
-Two engines answer the same requests, a step of each in turn, so that whatever else the machine
-does slows them alike. The drafts change sides after every round: two copies of a model differ by
-some percent, as their pages fall. The ratio is the geometric mean of the rounds' ratios of output
-tokens per second.
+Two engines answer the same requests one after the other, in an order that changes: each plans its
+next step while one runs, so that steps in turn would run beside each other. The drafts change sides
+after every round: two copies of a model differ by some percent, as their pages fall. The ratio is
+the geometric mean of the rounds' ratios of output tokens per second.
 The texts of both are compared, token by token: drafts never change them.
 
 - `repetitive`: greedy answers of a small model that soon says the same again.
@@ -72,38 +72,19 @@ def known(row: int, turn: int) -> Request:
 WORKS = (Work("repetitive", repetitive), Work("fresh", fresh), Work("known", known))
 
 
-def play(
-    engines: dict[str, Engine], requests: list[Request]
-) -> dict[str, tuple[float, list[list[int]]]]:
-    """Answer the requests on all engines, a step of each in turn.
-
-    For each engine: output tokens a second of its own steps, from all first tokens on; the tokens.
-    """
-    for engine in engines.values():
-        for request in requests:
-            engine.submit(request)
-    tokens = {name: {request.id: list[int]() for request in requests} for name in engines}
-    seconds, begun = dict.fromkeys(engines, 0.0), dict.fromkeys(engines, 0)
-    while not all(engine.idle for engine in engines.values()):
-        for name, engine in engines.items():
-            if engine.idle:
-                continue
-            began = time.perf_counter()
-            outputs = engine.step()
-            took = time.perf_counter() - began
-            for output in outputs:
-                tokens[name][output.id] += output.tokens
-            if begun[name]:
-                seconds[name] += took
-            elif all(tokens[name].values()):
-                begun[name] = sum(map(len, tokens[name].values()))
-    return {
-        name: (
-            (sum(map(len, found.values())) - begun[name]) / seconds[name],
-            [found[request.id] for request in requests],
-        )
-        for name, found in tokens.items()
-    }
+def play(engine: Engine, requests: list[Request]) -> tuple[float, list[list[int]]]:
+    """Answer the requests: output tokens a second from all first tokens on, and the tokens."""
+    for request in requests:
+        engine.submit(request)
+    tokens = {request.id: list[int]() for request in requests}
+    began, begun = 0.0, 0
+    while not engine.idle:
+        for output in engine.step():
+            tokens[output.id] += output.tokens
+        if not begun and all(tokens.values()):
+            began, begun = time.perf_counter(), sum(map(len, tokens.values()))
+    speed = (sum(map(len, tokens.values())) - begun) / (time.perf_counter() - began)
+    return speed, list(tokens.values())
 
 
 def drafting(engines: dict[str, Engine]) -> Speculator:
@@ -128,7 +109,8 @@ def measure(work: Work, batch: int, rounds: int, engines: dict[str, Engine]) -> 
     before = drafting(engines)
     for turn in range(rounds + 1):  # the first warms up
         requests = [work.request(row, turn) for row in range(batch)]
-        found = play(engines, requests)
+        order = list(engines) if turn % 4 < 2 else list(reversed(engines))
+        found = {name: play(engines[name], requests) for name in order}
         if found["with"][1] != found["without"][1]:
             raise RuntimeError("drafts changed a text")
         if turn:

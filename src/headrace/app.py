@@ -42,6 +42,7 @@ from headrace.gateway.services import HEARTBEAT, Deployment, Services
 from headrace.observability.conversations import Conversations
 from headrace.observability.lines import LineHandler, Lines, call_line
 from headrace.observability.metrics import Metrics
+from headrace.observability.qualities import Qualities
 from headrace.observability.record import CallRecord
 from headrace.observability.recorder import Recorder
 from headrace.providers.base import Provider
@@ -61,9 +62,16 @@ KEEP_ALIVE = 75  # seconds; longer than clients keep an idle connection
 class App:
     """The platform: `asgi` answers requests between `start` and `close`."""
 
-    def __init__(self, services: Services, recorder: Recorder, lines: Lines | None = None) -> None:
+    def __init__(
+        self,
+        services: Services,
+        recorder: Recorder,
+        qualities: Qualities,
+        lines: Lines | None = None,
+    ) -> None:
         self.services = services
         self.lines = lines
+        self._qualities = qualities
         self._handler: LineHandler | None = None
         self.recorder = recorder
         self.reloader: Reloader | None = None
@@ -104,6 +112,7 @@ class App:
         directory = data_directory(configuration)
         recorder = Recorder.open(directory)
         keep(directory, loaded, time.time())
+        qualities = Qualities(directory)
         lines = None
         if configuration.logging != Logging():
             lines = Lines(lambda line: sys.stderr.write(line), time.time)
@@ -117,7 +126,7 @@ class App:
         cache = configuration.cache
         services = Services(
             now=Deployment.of(loaded, providers),
-            router=Router(Health(clock), Speeds(_load_of(providers))),
+            router=Router(Health(clock), Speeds(_load_of(providers)), lambda: qualities.values),
             record=_recording(recorder, lines if configuration.logging.requests else None),
             metrics=metrics,
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
@@ -130,7 +139,7 @@ class App:
             clock=clock,
             heartbeat=heartbeat,
         )
-        return cls(services, recorder, lines)
+        return cls(services, recorder, qualities, lines)
 
     def watch(
         self, path: Path, read: Callable[[], Loaded], environ: Mapping[str, str] = os.environ
@@ -140,10 +149,15 @@ class App:
         `read` loads it; it raises ConfigurationError where it is not in order.
         """
         directory = data_directory(self.services.configuration)
+
+        def read_all() -> Loaded:
+            self._qualities.refresh()
+            return read()
+
         self.reloader = Reloader(
             self.services,
             path,
-            read,
+            read_all,
             lambda configuration: _remote(configuration, environ),
             lambda loaded: keep(directory, loaded, time.time()),
         )

@@ -14,11 +14,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from headrace.runtime.backends.cuda.kernels import attention, experts, linear, rows
+from headrace.runtime.backends.cuda.kernels import attention, experts, float8, linear, rows
 
 BF16, F16, F32, I32 = "*bf16", "*fp16", "*fp32", "*i32"
 TYPES = {  # of parameters that are the same wherever they occur
     **dict.fromkeys(["out", "qkv", "keys", "values", "rows_in", "source", "add"], BF16),
+    "highs": "*u8",
     **dict.fromkeys(["scales", "minima"], F16),
     **dict.fromkeys(
         [
@@ -38,8 +39,8 @@ TYPES = {  # of parameters that are the same wherever they occur
     **dict.fromkeys(["order", "tile_starts", "tile_ends", "tile_experts"], I32),
     **dict.fromkeys(["scale", "cap", "epsilon", "add_scale", "factor"], "fp32"),
 }
-WEIGHTS = {"dense": BF16, "int8": "*i8", "int4": "*u8"}
-GROUPS = {"GROUP": 32}
+WEIGHTS = {"dense": BF16, "int8": "*i8", "fp8": "*u8", "int4": "*u8", "mxfp4": "*u8"}
+GROUPS = {"dense": 32, "int8": 32, "fp8": 128, "int4": 16, "mxfp4": 32}
 TILE = {"GROUP": 4, "SINKS": True, "BLOCK_D": 128}
 SEEN = {"WINDOW": 100, "CAUSAL": True, "CAPPED": True, "PAGE": 32, "SPLIT": 256, "BLOCK_N": 64}
 CACHES = {  # parameters that hold KV, by the form of its entries
@@ -48,7 +49,8 @@ CACHES = {  # parameters that hold KV, by the form of its entries
     "fp8": {"keys": "*u8", "values": "*u8"},
 }
 HEADS = {"NORM": True, "INTERLEAVED": False, "NEAR": 1024, "BLOCK": 128}
-NORM = {"ADD": True, "LAYER": True, "BIAS": True, "ACCUMULATE": True, "BLOCK": 4096}
+NORM = {"ADD": True, "LAYER": True, "BIAS": True, "ACCUMULATE": True}
+CODES = {"weight": "*u8", "scales": F32, "row_scales": F32, "codes": "*u8"}
 
 
 def compile_kernel(
@@ -73,14 +75,20 @@ def compile_all(chip: int) -> None:
         compile_kernel(chip, rows.rotate_and_write, {**HEADS, "KV": kv}, cache)
     compile_kernel(chip, attention.merge_splits, {**TILE, "BLOCK_M": 16})
     for kind, weight in WEIGHTS.items():
-        form = {"KIND": kind, **GROUPS, "MINIMA": kind == "int4", "BIAS": True}
+        form = {"KIND": kind, "GROUP": GROUPS[kind], "HIGH": 2 if kind == "int4" else 0}
+        form |= {"MINIMA": kind == "int4", "BIAS": True}
         blocks = {"ROWS": 16, "BLOCK_N": 32, "BLOCK_K": 128}
         compile_kernel(chip, linear.project_rows, {**form, **blocks}, {"weight": weight})
         compile_kernel(chip, experts.project_pairs, {**form, **blocks}, {"weight": weight})
         del form["BIAS"]
         compile_kernel(chip, linear.embed_rows, {**form, "BLOCK": 1024}, {"table": weight})
     compile_kernel(chip, linear.add_splits, {"BIAS": True, "SPLITS": 3, "BLOCK": 1024})
-    compile_kernel(chip, rows.norm_rows, NORM, {"weight": F32})
+    norm = {"weight": F32, "codes": "*u8", "scales": F32}
+    compile_kernel(chip, rows.norm_rows, {**NORM, "CODES": chip >= 89, "BLOCK": 4096}, norm)
+    if chip >= 89:  # from there on E4M3 is multiplied
+        compile_kernel(chip, float8.encode_rows, {"BLOCK": 4096}, CODES)
+        blocks = {"BIAS": True, "ROWS": 64, "BLOCK_N": 64, "BLOCK_K": 128}
+        compile_kernel(chip, float8.project_codes, blocks, CODES)
     compile_kernel(chip, rows.norm_parts, {"BLOCK": 1024}, {"weight": F32})
     for kind in ("silu", "gelu", "gelu_tanh", "clamped_silu"):
         compile_kernel(chip, rows.gate_rows, {"KIND": kind, "BLOCK": 1024})

@@ -22,7 +22,8 @@ from headrace.runtime.models.program import (
     Program,
     RotateAndWrite,
 )
-from headrace.runtime.weights.tensor import FORMATS, Tensor
+from headrace.runtime.weights.float8 import rounded_fp8
+from headrace.runtime.weights.tensor import BLOCKS, Tensor
 
 # Where the float16 scales of a K format's block lie: byte offset, and how large they are.
 K_SCALES = {
@@ -48,9 +49,11 @@ def tensor(values: Float32, format: str = "F32") -> Tensor:
 
 def random_tensor(random: np.random.Generator, format: str, rows: int, columns: int) -> Tensor:
     """A random weight; for the K formats random blocks with scales of an ordinary size."""
+    if format == "E4M3":
+        return rounded_fp8(tensor(random.standard_normal((rows, columns), np.float32)))
     if format not in K_SCALES:
         return tensor(random.standard_normal((rows, columns), np.float32), format)
-    values, size = FORMATS[format]
+    values, size = BLOCKS[format]
     blocks = random.integers(0, 256, (rows, columns // values, size), np.uint8)
     for at, scale in K_SCALES[format]:
         scales = (scale * random.uniform(0.5, 1.5, blocks.shape[:2])).astype(np.float16)

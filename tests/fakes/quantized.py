@@ -129,7 +129,8 @@ def fp8(tile: tuple[int, int] | None) -> Form:
         return {"weight": values, "weight_scale_inv": scale}, meant
 
     config = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
-    return Form({**config, "weight_block_size": list(tile) if tile else None}, make, {"F16"})
+    made = {"F16"} if tile else {"F16", "E4M3"}  # by whether 128 divides a row
+    return Form({**config, "weight_block_size": list(tile) if tile else None}, make, made)
 
 
 def compressed(format: str, weights: dict[str, Any], make: Any, ours: set[str]) -> Form:
@@ -181,7 +182,7 @@ def float8(strategy: str) -> Form:
         return parts, values.double() * scale.double()
 
     about = {"type": "float", "num_bits": 8, "strategy": strategy}
-    return compressed("float-quantized", about, make, {"F16"})
+    return compressed("float-quantized", about, make, {"F16", "E4M3"})
 
 
 FORMS: dict[str, Form] = {

@@ -78,7 +78,12 @@ def weight_bytes(described: Description, options: EngineOptions) -> int:
     tensors = described.weights.values()
     if options.backend == "reference":
         return sum(4 * one.rows * one.columns for one in tensors)
-    return sum(one.data.nbytes for one in tensors)
+    return sum(
+        2 * one.rows * one.columns
+        if one.format == "E4M3" and options.backend != "cuda"
+        else one.data.nbytes
+        for one in tensors
+    )
 
 
 def kv_bytes(model: Architecture, options: EngineOptions) -> int:

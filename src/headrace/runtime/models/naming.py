@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 
 from ..weights.gguf import WeightsError
-from ..weights.tensor import FORMATS, Tensor
+from ..weights.tensor import BLOCKS, Tensor
 from .shapes import Shapes
 
 Names = Mapping[str, str | tuple[str, ...]]
@@ -256,7 +256,7 @@ def split(name: str, tensor: Tensor, parts: list[str], shapes: Shapes) -> dict[s
     counts = [columns if along else rows for rows, columns in sizes]
     if sum(counts) != (tensor.columns if along else tensor.rows):
         raise WeightsError(f"tensor {name} has {tensor.rows} rows, its parts {sum(counts)}")
-    values, size = FORMATS[tensor.format]
+    values, size = BLOCKS[tensor.format]
     if along and any(one % values for one in counts):
         raise WeightsError(f"tensor {name} cannot be taken apart in format {tensor.format}")
     ends = np.cumsum(counts).tolist()

@@ -6,7 +6,8 @@ output matrix decides the token directly, and where it is the embedding too an e
 and the value matrix, which is small and the most sensitive of a layer: of SmolLM2-135M's perplexity
 that 4 bits cost, 8 bits there take away half, for 1% more bytes. "fp8" rounds the matrices of the
 layers to E4M3 with a scale a row and leaves the vocabulary: the values that FP8 hardware computes
-with. They are kept as F16, which no kernel has to widen and which saves nothing over bfloat16.
+with. A GPU keeps them in 8 bits; on a CPU they are widened to F16, which saves nothing over
+bfloat16, as they are where blocks of 128 do not divide a row.
 Norms, biases and routers are small and stay; so do matrices that blocks of 32 do not divide, and
 all that the file has quantised already, since a second rounding only loses.
 """

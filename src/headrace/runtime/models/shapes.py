@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..weights.gguf import WeightsError
-from ..weights.tensor import FORMATS, Tensor
+from ..weights.tensor import BLOCKS, Tensor
 from .architecture import Architecture, Layer
 
 Shapes = dict[str, tuple[int, int]]
@@ -118,7 +118,7 @@ def check_shapes(expected: Shapes, weights: Mapping[str, Tensor]) -> None:
             raise WeightsError(f"the weight {name} is missing")
         if (tensor.rows, tensor.columns) != shape:
             raise WeightsError(f"the weight {name} is {(tensor.rows, tensor.columns)}, not {shape}")
-        if tensor.format not in FORMATS:
+        if tensor.format not in BLOCKS:
             raise WeightsError(f"the weight {name} has format {tensor.format}")
     if extra := sorted(weights.keys() - expected.keys()):
         raise WeightsError(f"the model does not use the weight {extra[0]}")

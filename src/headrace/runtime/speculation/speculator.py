@@ -30,6 +30,7 @@ NEWEST = 0.15  # weight of the newest token, for a sequence
 NEWEST_OF_ALL = 0.01  # and for all sequences together
 PROBE = 256  # steps after which a draft model that does not pay is tried again, on two tokens
 CALM = 16  # steps without drafts after which the next is expected to have none
+FEW = 4  # sequences a step whose drafts are looked for while none pay
 FAINT = 0.05  # chance of a token below which it is not considered
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,12 @@ class Speculator:
         return self.model is None and self.declined >= CALM
 
     def drafts(self, decoding: Several[Sequence], room: int) -> dict[Sequence, tuple[int, ...]]:
-        """Drafts that pay, at most `room` tokens of them."""
+        """Drafts that pay, at most `room` tokens of them.
+
+        Where none paid for long, they are not even looked for in every step of many sequences.
+        """
+        if self.calm and self.price.steps % (1 + len(decoding) // FEW):
+            return {}
         best: list[tuple[Sequence, Draft]] = []
         ranked: list[tuple[float, int]] = []  # what a token is worth, whose
         for sequence in decoding:

@@ -25,6 +25,8 @@ FORMATS: dict[str, tuple[int, int]] = {
     "Q6_K": (256, 210),
     "MXFP4": (32, 17),
 }
+# And E4M3 (OCP FP8), which GGML has not: a float32 scale, then 128 values that it multiplies.
+BLOCKS: dict[str, tuple[int, int]] = {**FORMATS, "E4M3": (128, 132)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,16 @@ class Tensor:
             return self.data.view(np.float16).astype(np.float32)
         if self.format == "BF16":
             values: NDArray[np.float32] = self.data.view(ml_dtypes.bfloat16).astype(np.float32)
+        elif self.format == "E4M3":
+            values = e4m3_values(self.data)
         else:
             values = dequantize(self.data, GGMLQuantizationType[self.format])
         return values
+
+
+def e4m3_values(data: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The values of rows of E4M3 blocks, float32 [rows, columns]."""
+    blocks = data.reshape(len(data), -1, BLOCKS["E4M3"][1])
+    found: NDArray[np.float32] = blocks[..., 4:].view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    found *= np.ascontiguousarray(blocks[..., :4]).view(np.float32)
+    return found.reshape(len(data), -1)

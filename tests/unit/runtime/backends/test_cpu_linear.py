@@ -94,6 +94,14 @@ def test_integer_kernels_hold_at_the_largest_codes(level: str, format: str) -> N
     assert_close(got, truth(made, weights, table), 1e-5)
 
 
+def test_weights_of_fp8_are_widened() -> None:
+    random = np.random.default_rng(7)
+    made, weights = linear_program({"w": random_tensor(random, "E4M3", 83, 768)})
+    table = random.standard_normal((3, 768), np.float32)
+    got = run(made, weights, table, cpu.Options(levels()[0], precise=True))
+    assert_close(got, truth(made, weights, table), 1e-3)
+
+
 @pytest.mark.parametrize("level", INTEGER_LEVELS)
 @pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "Q4_K"])
 def test_blocks_whose_scale_is_zero(level: str, format: str) -> None:

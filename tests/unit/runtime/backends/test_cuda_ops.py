@@ -19,13 +19,14 @@ from headrace.runtime.models.program import (
     AddEmbedding,
     Embed,
     GateMultiply,
+    Linear,
     Logits,
     Norm,
     NormHeads,
     Op,
     RotateAndWrite,
 )
-from headrace.runtime.weights.tensor import FORMATS
+from headrace.runtime.weights.tensor import BLOCKS
 from tests.fakes.programs import (
     flat_batch,
     greedy,
@@ -40,7 +41,7 @@ KV = KVLayout(2, 32)
 HEADS, KV_HEADS, HEAD_SIZE = 4, 2, 40
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS))
+@pytest.mark.parametrize("format", sorted(BLOCKS))
 @pytest.mark.parametrize("rows", [1, 16, 17])
 def test_products_of_every_format(format: str, rows: int) -> None:
     random = np.random.default_rng(rows)
@@ -56,6 +57,57 @@ def test_products_of_every_format(format: str, rows: int) -> None:
     actual = cuda.load(made, weights, KV, 0).logits(batch)
     expected = reference.load(made, weights, KV, 1).logits(batch)
     np.testing.assert_allclose(actual, expected, atol=2e-6 * float(np.abs(expected).max()))
+
+
+def test_weights_of_several_formats_stay_packed_on_top_of_each_other() -> None:
+    random = np.random.default_rng(6)
+    formats = ("Q4_K", "Q4_K", "Q6_K", "F32")
+    names = [f"{format} {index}" for index, format in enumerate(formats)]
+    weights = {
+        name: random_tensor(random, format, 40, 1024)
+        for name, format in zip(names, formats, strict=True)
+    }
+    biases = [f"bias of {name}" for name in weights]
+    made, weights = linear_program(weights, biases)
+    weights |= {name: random_tensor(random, "F32", 1, 40) for name in biases}
+    weights["table"] = random_tensor(random, "F32", 30, 1024)
+    backend = cuda.load(made, weights, KV, 0)
+    batch = flat_batch([3, 1, 4])
+    expected = reference.load(made, weights, KV, 1).logits(batch)
+    np.testing.assert_allclose(
+        backend.logits(batch), expected, atol=2e-6 * float(np.abs(expected).max())
+    )
+    assert {"linear Q4_K", "linear Q6_K"} <= backend.kernels().keys()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_many_rows_times_fp8_lose_no_more_than_their_own_rounding(normed: bool) -> None:
+    random = np.random.default_rng(8)
+    width, rows = 256, 17
+    ops: list[Op] = [Embed("x", "table")]
+    if normed:
+        ops = [Embed("y", "table"), Embed("residual", "zeros")]
+        ops.append(Norm("x", "residual", "norm", 1e-5, add="y"))
+    ops += [Linear("z", "x", ("first", "second"), ("bias",)), Logits("z", "identity")]
+    made = program(ops, {"x": width, "y": width, "residual": width, "z": 70}, 70)
+    weights = {
+        name: random_tensor(random, format, *shape)
+        for name, format, shape in (
+            ("first", "E4M3", (30, width)),
+            ("second", "E4M3", (40, width)),
+            ("table", "F32", (30, width)),
+            ("bias", "F32", (1, 70)),
+            ("norm", "F32", (1, width)),
+        )
+    }
+    weights["zeros"] = tensor(np.zeros((30, width), np.float32))
+    weights["identity"] = tensor(np.eye(70, dtype=np.float32))
+    batch = flat_batch(list(random.integers(0, 30, rows)))
+    on = replace(cuda.found_device(), multiplies_fp8=True)
+    actual = cuda.CUDABackend(made, weights, KV, on).logits(batch)
+    expected = reference.load(made, weights, KV, 1).logits(batch)
+    error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+    assert 0.005 < error < 0.04  # of a value with 3 bits after its first
 
 
 def both(ops: list[Op], buffers: dict[str, int], out: str) -> tuple[Float32, Float32]:

@@ -124,7 +124,10 @@ class CPUBackend:
 
     def kernels(self) -> Mapping[str, str]:
         """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni, 12-bit activations"."""
-        return self.model.kernels()
+        found = dict(self.model.kernels())
+        if "linear F16" in found:
+            found["linear E4M3"] = f"{found['linear F16']}, widened to F16"
+        return found
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
         """Take an adapter in, between two steps. Raises ValueError, MemoryError."""

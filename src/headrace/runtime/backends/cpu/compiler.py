@@ -20,6 +20,7 @@ from ...models.program import (
     RotateAndWrite,
     UnsupportedProgram,
 )
+from ...weights.float8 import widened
 from ...weights.tensor import Tensor
 from ._native import Model
 
@@ -42,6 +43,7 @@ def compile_program(
             tensor = weights.get(name)
             if tensor is None:
                 raise ValueError(f"the program reads weight '{name}', which the model lacks")
+            tensor = widened(tensor)
             data = np.ascontiguousarray(tensor.data)
             added[name] = model.weight(tensor.format, tensor.rows, tensor.columns, data)
         return added[name]

@@ -21,6 +21,7 @@ from .adapters import Adapters
 from .attention import query_block
 from .cache import Cache, new_cache
 from .compiler import compile_op, fused
+from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
@@ -37,6 +38,7 @@ class Device:
     device: torch.device
     dtype: torch.dtype
     processors: int
+    multiplies_fp8: bool = False
 
 
 def found_device() -> Device:
@@ -44,7 +46,12 @@ def found_device() -> Device:
     if interpreted():
         return Device(torch.device("cpu"), torch.float32, 2)
     properties = torch.cuda.get_device_properties(0)
-    return Device(torch.device("cuda", 0), torch.bfloat16, properties.multi_processor_count)
+    return Device(
+        torch.device("cuda", 0),
+        torch.bfloat16,
+        properties.multi_processor_count,
+        (properties.major, properties.minor) >= (8, 9),
+    )
 
 
 class CUDABackend:
@@ -63,6 +70,7 @@ class CUDABackend:
             on.processors,
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
+            on.multiplies_fp8,
         )
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
@@ -78,6 +86,13 @@ class CUDABackend:
         for name, width in model.program.buffers.items():
             dtype = torch.float32 if name in self.residuals else model.dtype
             model.buffers[name] = torch.zeros((rows, width), dtype=dtype, device=model.device)
+        if model.multiplies_fp8:
+            for op in coded_linears(model.program, model.weights):
+                width = model.program.buffers[op.source]
+                model.coded[op.source] = Coded(
+                    torch.zeros((rows, width), dtype=torch.uint8, device=model.device),
+                    torch.zeros(rows, dtype=torch.float32, device=model.device),
+                )
         vocabulary = model.program.vocabulary
         model.logits = torch.zeros((rows, vocabulary), dtype=torch.float32, device=model.device)
         self.capacity = rows

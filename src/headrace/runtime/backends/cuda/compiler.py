@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import singledispatch
+from itertools import groupby
 
 import torch
 
@@ -29,12 +30,12 @@ from ...models.program import (
 )
 from .attention import attention, rotation
 from .experts import Experts, mix
+from .float8 import coded_by_norms, coded_linears, encode, multiply_codes
 from .inputs import Step
 from .kernels.linear import embed_rows
 from .kernels.rows import activate_rows, gate_rows, norm_parts, norm_rows
 from .model import Launch, Model, power
-from .products import Product, product
-from .weights import GROUP
+from .products import FEW, Product, product
 
 ROW_BLOCK = 1024  # values of a row that one program works on, where a row is cut
 
@@ -54,15 +55,11 @@ def embed(op: Embed, model: Model) -> Launch:
     def launch(step: Step) -> None:
         embed_rows[(step.rows, -(-table.inputs // block))](
             model.buffers[op.out],
-            table.values,
-            table.scales,
-            table.minima,
+            *table.pointers,
             step.tokens,
             table.inputs,
             op.scale,
-            KIND=table.kind,
-            GROUP=GROUP,
-            MINIMA=table.minima is not None,
+            **table.form,
             BLOCK=block,
         )
 
@@ -88,14 +85,17 @@ def norm(op: Norm, model: Model) -> Launch:
     width = model.program.buffers[op.residual]
     weight = model.vector(op.weight)
     bias = None if op.bias is None else model.vector(op.bias)
+    rounds = model.multiplies_fp8 and op.out in coded_by_norms(model.program, model.weights)
 
     def launch(step: Step) -> None:
+        codes = rounds and step.rows > FEW
         norm_rows[(step.rows,)](
             model.buffers[op.out],
             model.buffers[op.residual],
             None if op.add is None else model.buffers[op.add],
             weight,
             bias,
+            *(model.coded[op.out] if codes else (None, None)),
             width,
             op.add_scale,
             op.epsilon,
@@ -103,6 +103,7 @@ def norm(op: Norm, model: Model) -> Launch:
             LAYER=op.kind == "layer",
             BIAS=bias is not None,
             ACCUMULATE=op.accumulate,
+            CODES=codes,
             BLOCK=power(width),
         )
 
@@ -112,17 +113,44 @@ def norm(op: Norm, model: Model) -> Launch:
 @compile_op.register
 def linear(op: Linear, model: Model) -> Launch:
     """A packed matrix product."""
-    multiply = product(
-        model.weight(*op.weights), model.vector(*op.biases) if op.biases else None, model.processors
-    )
+    multiply = products(op, model)
+    coded = model.multiplies_fp8 and op in coded_linears(model.program, model.weights)
+    normed = op.source in coded_by_norms(model.program, model.weights)
+    bias = model.vector(*op.biases) if op.biases else None
 
     def launch(step: Step) -> None:
         source, out = model.rows(op.source, step), model.rows(op.out, step)
-        multiply(source, out)
+        if coded and step.rows > FEW:
+            if not normed:
+                encode(source, model.coded[op.source], power(source.shape[1]))
+            multiply_codes(model.coded[op.source], model.weight(*op.weights), bias, out)
+        else:
+            multiply(source, out)
         if step.adapted:
             model.adapters.add(op, step.adapted, source, out)
 
     return launch
+
+
+def products(op: Linear, model: Model) -> Product:
+    """The products of a linear: one, or one for each run of weights of a format."""
+    runs = [
+        tuple(run) for _, run in groupby(op.weights, key=lambda name: model.weights[name].format)
+    ]
+    bias = model.vector(*op.biases) if op.biases else None
+    parts, first = [], 0
+    for names in runs:
+        weight = model.weight(*names)
+        last = first + weight.outputs
+        own = None if bias is None else bias[first:last]
+        parts.append((product(weight, own, model.processors), first, last))
+        first = last
+
+    def multiply(source: torch.Tensor, out: torch.Tensor) -> None:
+        for one, begin, end in parts:
+            one(source, out[:, begin:end])
+
+    return multiply
 
 
 @compile_op.register

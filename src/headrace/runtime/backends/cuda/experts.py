@@ -10,7 +10,7 @@ from ...models.program import MixExperts
 from .kernels.experts import project_pairs
 from .kernels.rows import gate_rows
 from .products import BLOCK_K
-from .weights import GROUP, DeviceWeight
+from .weights import DeviceWeight
 
 ROWS, BLOCK_N = 16, 64
 GATE_BLOCK = 1024
@@ -80,9 +80,7 @@ def project(
     project_pairs[(-(-outputs // BLOCK_N), len(pairs.starts))](
         out,
         source,
-        weight.values,
-        weight.scales,
-        weight.minima,
+        *weight.pointers,
         bias,
         pairs.order,
         pairs.starts,
@@ -91,9 +89,7 @@ def project(
         outputs,
         weight.inputs,
         shared,
-        KIND=weight.kind,
-        GROUP=GROUP,
-        MINIMA=weight.minima is not None,
+        **weight.form,
         BIAS=bias is not None,
         ROWS=ROWS,
         BLOCK_N=BLOCK_N,

@@ -14,6 +14,7 @@ from ...weights.tensor import Tensor
 from ..base import KVLayout
 from .adapters import Adapters
 from .cache import Cache
+from .float8 import Coded
 from .inputs import Step
 from .weights import DeviceWeight, upload
 
@@ -32,7 +33,9 @@ class Model:
     processors: int
     adapters: Adapters
     cache: Cache
+    multiplies_fp8: bool = False  # whether the chip's tensor cores do
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    coded: dict[str, Coded] = field(default_factory=dict)  # buffers that are read as E4M3 too
     logits: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     partial_sums: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     partial_stats: torch.Tensor = field(default_factory=lambda: torch.zeros(0))

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 
 from .kernels.linear import add_splits, project_rows
-from .weights import GROUP, DeviceWeight
+from .weights import DeviceWeight
 
 Product = Callable[[torch.Tensor, torch.Tensor], None]  # source [rows, inputs], out [rows, outputs]
 
 FEW = 16  # rows up to which reading the weights is what bounds
 BLOCK_N = {16: 32, 64: 64}  # outputs of a program, by its rows
-BLOCK_K = {"dense": 128, "int8": 128, "int4": 256}
+BLOCK_K = {"dense": 128, "int8": 128, "fp8": 128, "int4": 256, "mxfp4": 256}
 WAVES = 4  # programs wanted for each processor
 LEAST = 512  # inputs of a part
 
@@ -37,17 +37,14 @@ def product(weight: DeviceWeight, bias: torch.Tensor | None, processors: int) ->
         project_rows[grid](
             target,
             source,
-            weight.values,
-            weight.scales,
-            weight.minima,
+            *weight.pointers,
             bias,
             rows,
             weight.outputs,
             weight.inputs,
             part if cut > 1 else weight.inputs,
-            KIND=weight.kind,
-            GROUP=GROUP,
-            MINIMA=weight.minima is not None,
+            target.stride(-2),
+            **weight.form,
             BIAS=bias is not None and cut == 1,
             ROWS=size,
             BLOCK_N=BLOCK_N[size],
@@ -60,6 +57,7 @@ def product(weight: DeviceWeight, bias: torch.Tensor | None, processors: int) ->
                 bias,
                 out.numel(),
                 weight.outputs,
+                out.stride(0),
                 BIAS=bias is not None,
                 SPLITS=cut,
                 BLOCK=1024,

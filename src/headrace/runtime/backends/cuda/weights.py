@@ -1,23 +1,23 @@
 """Weights as the kernels read them: dense, or codes with a scale (and a minimum) a group.
 
-GGML's blocks are taken apart once at load, their codes and scales unchanged. Formats without a
-kernel of their own become dense in the activations' type; `DeviceWeight.origin` says so.
+Blocks are taken apart once at load, their codes and scales unchanged. `DeviceWeight.origin` says
+what a weight was, also where formats that lie on top of each other had to become dense.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...weights.tensor import FORMATS, Tensor
+from ...weights.tensor import BLOCKS, Tensor
 
-Kind = Literal["dense", "int8", "int4"]
-GROUP = 32  # values that share a scale
+Kind = Literal["dense", "int8", "int4", "fp8", "mxfp4"]
+GROUP = 32  # values that share a scale, where a format does not say otherwise
 DENSE = ("F32", "F16", "BF16")
 
 
@@ -25,28 +25,56 @@ DENSE = ("F32", "F16", "BF16")
 class DeviceWeight:
     """A matrix [outputs, inputs] on the device.
 
-    Dense: `values` [outputs, inputs] float. int8: `values` int8 codes. int4: `values` uint8
-    [outputs, inputs / 2], byte i of a block of 32 holding values i and i + 16. Codes have `scales`
-    and perhaps `minima` [outputs, inputs / GROUP].
+    Dense: `values` [outputs, inputs] float. int8, fp8: `values` [outputs, inputs] int8 codes or
+    E4M3 as uint8. int4, mxfp4: `values` uint8 [outputs, inputs / 2], byte i of a block of 32
+    holding values i and i + 16; codes of 5 and 6 bits are int4 with their `high` 1 or 2 bits in
+    `highs` uint8 [outputs, inputs · high / 8], the lowest first. Codes have `scales` and perhaps
+    `minima` [outputs, inputs / group].
     """
 
     kind: Kind
     outputs: int
     inputs: int
     values: torch.Tensor
+    highs: torch.Tensor | None = None
     scales: torch.Tensor | None = None
     minima: torch.Tensor | None = None
+    group: int = GROUP
+    high: int = 0
     origin: str = ""
+
+    @property
+    def pointers(self) -> tuple[torch.Tensor | None, ...]:
+        """What a kernel's `weight, highs, scales, minima` are."""
+        return self.values, self.highs, self.scales, self.minima
+
+    @property
+    def form(self) -> Mapping[str, Any]:
+        """What a kernel must know of the format when it is compiled."""
+        return {
+            "KIND": self.kind,
+            "GROUP": self.group,
+            "HIGH": self.high,
+            "MINIMA": self.minima is not None,
+        }
+
+    @property
+    def bytes(self) -> int:
+        """What it takes on the device."""
+        return sum(one.nbytes for one in self.pointers if one is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """One tensor taken apart, on the host."""
+    """One tensor taken apart, on the host: the fields of `DeviceWeight`."""
 
     kind: Kind
-    values: NDArray[np.uint8] | NDArray[np.int8]
+    values: NDArray[Any]
     scales: NDArray[np.float16] | NDArray[np.float32]
     minima: NDArray[np.float16] | NDArray[np.float32] | None = None
+    highs: NDArray[np.uint8] | None = None
+    group: int = GROUP
+    high: int = 0
 
 
 def halves(blocks: NDArray[np.uint8], begin: int) -> NDArray[np.float16]:
@@ -68,9 +96,41 @@ def q4_1(blocks: NDArray[np.uint8]) -> Codes:
     return Codes("int4", blocks[..., 4:], halves(blocks, 0), halves(blocks, 2))
 
 
+def q5_0(blocks: NDArray[np.uint8]) -> Codes:
+    """(code - 16) · scale; the fifth bits are a word of 32."""
+    scales = halves(blocks, 0).astype(np.float32)
+    return Codes("int4", blocks[..., 6:], scales, scales * -16, blocks[..., 2:6], high=1)
+
+
+def q5_1(blocks: NDArray[np.uint8]) -> Codes:
+    """Code · scale + minimum; the fifth bits are a word of 32."""
+    scales, minima = halves(blocks, 0), halves(blocks, 2)
+    return Codes("int4", blocks[..., 8:], scales, minima, blocks[..., 4:8], high=1)
+
+
 def q8_0(blocks: NDArray[np.uint8]) -> Codes:
     """Code · scale."""
     return Codes("int8", blocks[..., 2:].view(np.int8), halves(blocks, 0))
+
+
+def mxfp4(blocks: NDArray[np.uint8]) -> Codes:
+    """E2M1 · 2^(exponent - 127)."""
+    scales = np.ldexp(np.float32(1), blocks[..., 0].astype(np.int32) - 127)
+    return Codes("mxfp4", blocks[..., 1:], scales)
+
+
+def e4m3(blocks: NDArray[np.uint8]) -> Codes:
+    """E4M3 · scale of 128 values."""
+    scales = np.ascontiguousarray(blocks[..., :4]).view(np.float32)[..., 0]
+    return Codes("fp8", blocks[..., 4:], scales, group=128)
+
+
+def sixes(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Eight scales and eight minima of 6 bits in 12 bytes, as the K formats keep them."""
+    low, high, last = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
+    scales = np.concatenate([low & 63, (last & 15) | (low >> 6 << 4)], axis=-1)
+    minima = np.concatenate([high & 63, (last >> 4) | (high >> 6 << 4)], axis=-1)
+    return scales, minima
 
 
 def q4_k(blocks: NDArray[np.uint8]) -> Codes:
@@ -78,24 +138,63 @@ def q4_k(blocks: NDArray[np.uint8]) -> Codes:
 
     The products are kept as float32: they would underflow binary16.
     """
-    packed = blocks[..., 4:16]
-    low, high, last = packed[..., 0:4], packed[..., 4:8], packed[..., 8:12]
-    scales = np.concatenate([low & 63, (last & 15) | (low >> 6 << 4)], axis=-1)
-    minima = np.concatenate([high & 63, (last >> 4) | (high >> 6 << 4)], axis=-1)
-    codes = blocks[..., 16:].reshape(*blocks.shape[:2], 4, 32)
-    # a chunk's low halves are one group, its high halves the next
-    groups = np.stack([codes & 15, codes >> 4], axis=3).reshape(*blocks.shape[:2], 8, 32)
-    values = groups[..., :16] | groups[..., 16:] << 4
-    rows = len(blocks)
+    scales, minima = sixes(blocks[..., 4:16])
     return Codes(
         "int4",
-        values.reshape(rows, -1),
-        (scales * halves(blocks, 0).astype(np.float32)[..., None]).reshape(rows, -1),
-        (minima * -halves(blocks, 2).astype(np.float32)[..., None]).reshape(rows, -1),
+        nibble_groups(blocks[..., 16:]),
+        scales * halves(blocks, 0).astype(np.float32)[..., None],
+        minima * -halves(blocks, 2).astype(np.float32)[..., None],
     )
 
 
-APART = {"Q4_0": q4_0, "Q4_1": q4_1, "Q8_0": q8_0, "Q4_K": q4_k}
+def nibble_groups(chunks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Chunks of 32 bytes, whose low halves are a group and whose high halves the next, as pairs."""
+    codes = chunks.reshape(*chunks.shape[:2], 4, 32)
+    groups = np.stack([codes & 15, codes >> 4], axis=3).reshape(*chunks.shape[:2], 8, 32)
+    return paired(groups)
+
+
+def paired(groups: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes of 4 bits [.., 32] as bytes [.., 16] of values i and i + 16."""
+    found: NDArray[np.uint8] = np.bitwise_or(
+        groups[..., :16], np.left_shift(groups[..., 16:], np.uint8(4))
+    )
+    return found
+
+
+def q5_k(blocks: NDArray[np.uint8]) -> Codes:
+    """As Q4_K, with a fifth bit: bit g of byte i is that of value i of group g."""
+    four = q4_k(np.delete(blocks, np.s_[16:48], axis=2))
+    bits = blocks[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    highs = np.packbits(bits, axis=-1, bitorder="little")
+    return Codes("int4", four.values, four.scales, four.minima, highs, high=1)
+
+
+def q6_k(blocks: NDArray[np.uint8]) -> Codes:
+    """Sixteen groups of 16: (code - 32) · (scale · s), s an int8."""
+    shape = blocks.shape[:2]
+    low = blocks[..., :128].reshape(*shape, 2, 2, 32)  # half of the block, part, value
+    fours = np.stack([low & 15, low >> 4], axis=3).reshape(*shape, 8, 32)
+    high = blocks[..., 128:192].reshape(*shape, 2, 1, 32)
+    twos = high >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    highs = twos.reshape(*shape, 64, 4) << np.arange(0, 8, 2, dtype=np.uint8)
+    scales = blocks[..., 192:208].view(np.int8) * halves(blocks, 208).astype(np.float32)[..., None]
+    packed = np.bitwise_or.reduce(highs, axis=-1)
+    return Codes("int4", paired(fours), scales, scales * -32, packed, group=16, high=2)
+
+
+APART: Mapping[str, Callable[[NDArray[np.uint8]], Codes]] = {
+    "Q4_0": q4_0,
+    "Q4_1": q4_1,
+    "Q5_0": q5_0,
+    "Q5_1": q5_1,
+    "Q8_0": q8_0,
+    "MXFP4": mxfp4,
+    "Q4_K": q4_k,
+    "Q5_K": q5_k,
+    "Q6_K": q6_k,
+    "E4M3": e4m3,
+}
 
 
 def upload(tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> DeviceWeight:
@@ -105,24 +204,26 @@ def upload(tensors: Sequence[Tensor], dtype: torch.dtype, device: torch.device) 
     origin = "+".join(sorted(formats))
     if len(formats) > 1 or origin not in APART:
         parts = [dense(tensor).to(device).to(dtype) for tensor in tensors]
-        return DeviceWeight(
-            "dense", outputs, inputs, torch.cat(parts), origin=widened(origin, formats)
-        )
+        origin = origin if formats <= set(DENSE) else f"{origin} widened"
+        return DeviceWeight("dense", outputs, inputs, torch.cat(parts), origin=origin)
     taken = [APART[origin](blocks_of(tensor)) for tensor in tensors]
 
-    def stacked(parts: list[NDArray[np.generic]]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([part.reshape(len(part), -1) for part in parts])).to(
-            device
-        )
+    def stacked(parts: list[NDArray[Any] | None]) -> torch.Tensor | None:
+        rows = [part.reshape(len(part), -1) for part in parts if part is not None]
+        return torch.from_numpy(np.concatenate(rows)).to(device) if rows else None
 
-    minima = [codes.minima for codes in taken if codes.minima is not None]
+    values = stacked([codes.values for codes in taken])
+    assert values is not None
     return DeviceWeight(
         taken[0].kind,
         outputs,
         inputs,
-        stacked([codes.values for codes in taken]),
+        values,
+        stacked([codes.highs for codes in taken]),
         stacked([codes.scales for codes in taken]),
-        stacked([*minima]) if minima else None,
+        stacked([codes.minima for codes in taken]),
+        taken[0].group,
+        taken[0].high,
         origin,
     )
 
@@ -136,9 +237,4 @@ def dense(tensor: Tensor) -> torch.Tensor:
 
 def blocks_of(tensor: Tensor) -> NDArray[np.uint8]:
     """[rows, blocks, bytes a block]; a copy, for torch takes no array that cannot be written."""
-    return np.array(tensor.data).reshape(tensor.rows, -1, FORMATS[tensor.format][1])
-
-
-def widened(origin: str, formats: set[str]) -> str:
-    """How a dense weight came to be."""
-    return origin if formats <= set(DENSE) else f"{origin} widened"
+    return np.array(tensor.data).reshape(tensor.rows, -1, BLOCKS[tensor.format][1])

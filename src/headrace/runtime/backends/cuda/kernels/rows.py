@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .float8 import write_codes
 from .numbers import nearest, to_e4m3
 
 
@@ -15,6 +16,8 @@ def norm_rows(
     add,
     weight,
     bias,
+    codes,
+    scales,
     width,
     add_scale,
     epsilon,
@@ -22,10 +25,15 @@ def norm_rows(
     LAYER: tl.constexpr,
     BIAS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
+    CODES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`program.Norm` of one row: the residual is updated, and its norm goes to `out`."""
-    row = tl.program_id(0).to(tl.int64) * width
+    """`program.Norm` of one row: the residual is updated, and its norm goes to `out`.
+
+    With CODES it goes to `codes` and `scales` too, rounded to E4M3 (`float8.write_codes`).
+    """
+    number = tl.program_id(0).to(tl.int64)
+    row = number * width
     offsets = tl.arange(0, BLOCK)
     inside = offsets < width
     values = tl.load(residual + row + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -41,6 +49,8 @@ def norm_rows(
         values = values + tl.load(bias + offsets, mask=inside, other=0.0).to(tl.float32)
     if ACCUMULATE:
         values = values + tl.load(out + row + offsets, mask=inside, other=0.0).to(tl.float32)
+    if CODES:
+        write_codes(codes, scales, number, offsets, values, inside, width)
     tl.store(out + row + offsets, values.to(out.dtype.element_ty), mask=inside)
 
 
