@@ -132,6 +132,7 @@ void Model::linear(std::size_t out, std::size_t source, const std::vector<std::s
     const float* values = vector_of(biases[i], rows);
     bias.insert(bias.end(), values, values + rows);
   }
+  if (!bias.empty()) bias.resize(bias.size() + 2 * kPanelRows);  // tiles of it are read whole
   require(out != source, "linear: out and source are one buffer");
   add_linear(buffer(out), buffer(source), weights, std::move(bias));
   AdaptOp adapt{&buffer(out), &buffer(source), {}};

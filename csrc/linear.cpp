@@ -28,21 +28,27 @@ std::size_t units(const LinearOp& op) {
   return all;
 }
 
-// Rows of a linear's source that a task takes: equal shares, multiples of two tiles.
-std::size_t rows_together(std::size_t rows, std::size_t width) {
+// Rows of a linear's source that a task takes: equal shares, multiples of two tiles, and where there are
+// enough, a like number for each member: rows that stay with one need not travel between caches.
+std::size_t rows_together(std::size_t rows, std::size_t width, std::size_t members) {
   const std::size_t most = std::clamp(kActivationBytes / (2 * width), kLeastRows, kBrainRows) / kUnitRows * kUnitRows;
-  return std::max(kUnitRows, chunks(chunks(rows, chunks(rows, most)), kUnitRows) * kUnitRows);
+  std::size_t count = chunks(rows, most);
+  count = rows / kLeastRows < members ? std::max(count, rows / kLeastRows) : chunks(count, members) * members;
+  return std::max(kUnitRows, chunks(chunks(rows, std::max<std::size_t>(count, 1)), kUnitRows) * kUnitRows);
 }
 
 }  // namespace
 
 std::size_t Model::linear_tasks(const LinearOp& op) const {
   const std::size_t rows = rows_of(*op.source);
-  return rows ? units(op) * chunks(rows, rows_together(rows, op.source->width)) : 0;
+  const auto members = static_cast<std::size_t>(team_.size());
+  return rows ? units(op) * chunks(rows, rows_together(rows, op.source->width, members)) : 0;
 }
 
 void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int member) {
-  const std::size_t rows = rows_of(*op.source), together = rows_together(rows, op.source->width), across = units(op);
+  const auto members = static_cast<std::size_t>(team_.size());
+  const std::size_t rows = rows_of(*op.source), together = rows_together(rows, op.source->width, members);
+  const std::size_t across = units(op);
   for (std::size_t task = first; task < last;) {
     std::size_t unit = task % across;
     const LinearPart* part = op.parts.data();

@@ -83,11 +83,11 @@ struct BrainPanels {
   float* out;  // row 0, first column of the panel
   std::size_t stride;
   int cols;           // 1..32
-  const float* bias;  // or null
+  const float* bias;  // or null; readable for 32 columns
   GatedColumns gated;
 };
 
-constexpr std::size_t kBrainBlocks = 8;   // of columns, unpacked at a time: two panels of them fit the L1 cache
+constexpr std::size_t kBrainBlocks = 18;  // of columns, unpacked at a time: two panels of them fit the L1 cache
 constexpr std::size_t kBrainRows = 1024;   // at most, end - begin
 constexpr std::size_t kBrainScratch = 2 * kPanelRows * (kBrainBlocks * kBlock / 2 + kBrainRows + 2 * kTileRows);
 

@@ -83,11 +83,11 @@ void widen_panel(PanelKind kind, const std::uint8_t* block, std::size_t blocks, 
   }
 }
 
-// Where the sums of tiles [TALL, WIDE] lie: floats from one tile of rows to the next and from one panel
-// to the next, bytes from one row to the next.
+// Sums of tiles [TALL, WIDE] in memory: floats from one tile of rows to the next and from one panel to
+// the next, bytes from one row to the next. Without `at`, zeros to begin with.
 struct Sums {
-  float* at;
-  std::size_t down, across, pitch;
+  float* at = nullptr;
+  std::size_t down = 0, across = 0, pitch = 0;
 };
 
 // Copied tile by tile.
@@ -96,12 +96,9 @@ Sums packed_sums(float* at) {
   return {at, WIDE * kTileFloats, kTileFloats, 64};
 }
 
-// `out` [TALL, WIDE] tiles = `before` (0 where `first`) + activations · weights over `blocks` blocks; `weights`
-// of two panels lie `panel_bytes` apart, activations of two tiles of rows `tile_bytes`.
 template <int TALL, int WIDE>
-void multiply(const std::uint8_t* activations, std::size_t tile_bytes, const std::uint8_t* weights,
-              std::size_t panel_bytes, std::size_t blocks, bool first, const Sums& before, const Sums& out) {
-  if (first) {
+inline void begin_sums(const Sums& before) {
+  if (!before.at) {
     _tile_zero(0);
     if constexpr (WIDE == 2) _tile_zero(1);
     if constexpr (TALL == 2) _tile_zero(2);
@@ -112,19 +109,37 @@ void multiply(const std::uint8_t* activations, std::size_t tile_bytes, const std
     if constexpr (TALL == 2) _tile_loadd(2, before.at + before.down, before.pitch);
     if constexpr (TALL == 2 && WIDE == 2) _tile_loadd(3, before.at + before.down + before.across, before.pitch);
   }
-  for (std::size_t b = 0; b < blocks; ++b, activations += kTileBytes, weights += kTileBytes) {
-    _tile_loadd(4, activations, 64);
-    _tile_loadd(6, weights, 64);
+}
+
+// One block of columns of two tiles of rows and two panels.
+struct Operands {
+  const std::uint8_t* activations;
+  std::size_t tile_bytes;  // from one tile of rows to the next
+  const std::uint8_t* weights;
+  std::size_t panel_bytes;  // from one panel to the next
+  std::size_t blocks;
+};
+
+// `out` [TALL, WIDE] tiles = `before` + activations · weights; `beside` is called once a block, and
+// what it does costs little while the tiles are at work. Activations come from the L2 cache and go past
+// the L1 cache, which the weights fill.
+template <int TALL, int WIDE, typename Beside>
+void multiply(Operands of, const Sums& before, const Sums& out, Beside&& beside) {
+  begin_sums<TALL, WIDE>(before);
+  for (std::size_t b = 0; b < of.blocks; ++b, of.activations += kTileBytes, of.weights += kTileBytes) {
+    _tile_stream_loadd(4, of.activations, 64);
+    _tile_loadd(6, of.weights, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (WIDE == 2) {
-      _tile_loadd(7, weights + panel_bytes, 64);
+      _tile_loadd(7, of.weights + of.panel_bytes, 64);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (TALL == 2) {
-      _tile_loadd(5, activations + tile_bytes, 64);
+      _tile_stream_loadd(5, of.activations + of.tile_bytes, 64);
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (TALL == 2 && WIDE == 2) _tile_dpbf16ps(3, 5, 7);
+    beside();
   }
   _tile_stored(0, out.at, out.pitch);
   if constexpr (WIDE == 2) _tile_stored(1, out.at + out.across, out.pitch);
@@ -132,17 +147,21 @@ void multiply(const std::uint8_t* activations, std::size_t tile_bytes, const std
   if constexpr (TALL == 2 && WIDE == 2) _tile_stored(3, out.at + out.down + out.across, out.pitch);
 }
 
-// The sums of the tile of rows from `row` on, those of [job.begin, job.end) alone, to where they belong.
+// The lanes of a vector whose columns the job has, from `column` on.
+inline __mmask16 lanes_of(const BrainPanels& job, int column) {
+  const int left = job.cols - column;
+  return static_cast<__mmask16>(left < kLanes ? (1 << left) - 1 : 0xffff);
+}
+
+// Rows of a tile from `row` on, those of [job.begin, job.end) alone, from `sums` to where they belong.
 void write(const BrainPanels& job, std::size_t row, const float* sums) {
   for (std::size_t r = 0; r < kTileRows; ++r) {
     if (row + r < job.begin || row + r >= job.end) continue;
     float* out = job.out + (row + r) * job.stride;
     for (int column = 0; column < job.cols; column += kLanes) {
-      const int left = job.cols - column;
-      const auto mask = static_cast<__mmask16>(left < kLanes ? (1 << left) - 1 : 0xffff);
-      __m512 value = _mm512_load_ps(sums + static_cast<std::size_t>(column) / kLanes * kTileFloats + r * kLanes);
-      if (job.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, job.bias + column));
-      _mm512_mask_storeu_ps(out + column, mask, value);
+      const __mmask16 mask = lanes_of(job, column);
+      const float* packed = sums + static_cast<std::size_t>(column) / kLanes * kTileFloats + r * kLanes;
+      _mm512_mask_storeu_ps(out + column, mask, _mm512_load_ps(packed));
     }
   }
 }
@@ -154,56 +173,135 @@ inline void store_brains(std::uint16_t* to, Vector value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded, 16)));
 }
 
-// As write(), of gated rows.
-void write_gated(const BrainPanels& job, std::size_t row, const float* sums) {
-  const GatedColumns& gated = job.gated;
-  const std::size_t block = gated.column / kBlock, within = gated.column % kBlock;
-  for (std::size_t r = 0; r < kTileRows; ++r, sums += kLanes) {
-    if (row + r < job.begin || row + r >= job.end) continue;
-    store_brains(gated.out.brains + gated.out.block_index(row + r, block) * kBlock + within,
-                 activate(load(sums), gated.kind) * load(sums + kTileFloats));
+// Sums of a gate and of what it multiplies, row after row on their way to bfloat16.
+class Gating {
+ public:
+  explicit Gating(const BrainPanels& job) : job_(job) {}
+
+  // Two tiles of rows from `row` on, whose sums stay at `sums` until they are through.
+  void start(std::size_t row, const float* sums) {
+    finish();
+    sums_ = sums;
+    row_ = row;
+    left_ = 2 * kTileRows;
   }
-}
+
+  void advance(std::size_t rows) {
+    for (; rows && left_; --rows) one();
+  }
+
+  void finish() { advance(left_); }
+
+ private:
+  void one() {
+    const GatedColumns& gated = job_.gated;
+    if (row_ >= job_.begin && row_ < job_.end) {
+      std::uint16_t* to = gated.out.brains + gated.out.block_index(row_, gated.column / kBlock) * kBlock;
+      store_brains(to + gated.column % kBlock, activate(load(sums_), gated.kind) * load(sums_ + kTileFloats));
+    }
+    sums_ += --left_ == kTileRows ? kTileFloats + kLanes : kLanes;  // the second tile lies behind what is multiplied
+    ++row_;
+  }
+
+  const BrainPanels& job_;
+  const float* sums_ = nullptr;
+  std::size_t row_ = 0, left_ = 0;
+};
+
+// How a job's columns are cut: into `count` parts of `blocks` blocks at most.
+struct Parts {
+  std::size_t all, count, blocks;
+  explicit Parts(std::size_t columns)
+      : all(columns / kBlock), count((all + kBrainBlocks - 1) / kBrainBlocks), blocks((all + count - 1) / count) {}
+};
+
+template <int WIDE>
+class Panels {
+ public:
+  Panels(const BrainPanels& job, float* scratch)
+      : job_(job),
+        parts_(job.source.columns),
+        weights_(reinterpret_cast<std::uint8_t*>(scratch)),
+        sums_(scratch + 2 * kBrainBlocks * kTileFloats),
+        from_(job.begin / kTileRows * kTileRows) {}
+
+  template <typename Part>
+  void each_part(Part&& part) {
+    for (std::size_t at = 0; at < parts_.all; at += parts_.blocks) {
+      const std::size_t count = parts_.all - at < parts_.blocks ? parts_.all - at : parts_.blocks;
+      for (int i = 0; i < WIDE; ++i) {
+        widen_panel(job_.kind, job_.panels[i] + at * static_cast<std::size_t>(panel_block_bytes(job_.kind)), count,
+                    weights_ + static_cast<std::size_t>(i) * count * kTileBytes);
+      }
+      settle();
+      for (std::size_t row = from_; row < job_.end; row += 2 * kTileRows) part(at, count, row);
+    }
+  }
+
+  template <typename Beside>
+  void multiply_rows(std::size_t at, std::size_t count, std::size_t row, const Sums& before, const Sums& out,
+                     Beside&& beside) const {
+    const std::size_t tile_bytes = parts_.all * kTileBytes;
+    const auto* activations = reinterpret_cast<const std::uint8_t*>(job_.source.brains) +
+                              row / kTileRows * tile_bytes + at * kTileBytes;
+    const Operands of = {activations, tile_bytes, weights_, count * kTileBytes, count};
+    if (row + kTileRows < job_.end) {
+      multiply<2, WIDE>(of, before, out, beside);
+    } else {
+      multiply<1, WIDE>(of, before, out, beside);
+    }
+  }
+
+  // Sums of the rows from `row` on in the scratch: of all rows where there are parts to add up.
+  Sums kept(std::size_t row) const {
+    const std::size_t pair = (row - from_) / kTileRows / 2;
+    return packed_sums<WIDE>(sums_ + (parts_.count > 1 ? pair : pair % 2) * 2 * WIDE * kTileFloats);
+  }
+
+  void plain() {
+    const bool whole_columns = job_.cols == WIDE * kPanelRows;
+    each_part([&](std::size_t at, std::size_t count, std::size_t row) {
+      const bool both = row + kTileRows < job_.end;
+      const bool whole = row >= job_.begin && row + (both ? 2 : 1) * kTileRows <= job_.end;
+      const bool straight = whole && whole_columns;  // tiles go to their place as they are
+      const Sums there = {job_.out + row * job_.stride, kTileRows * job_.stride, kPanelRows,
+                          job_.stride * sizeof(float)};
+      const Sums sums = straight ? there : kept(row);
+      const Sums bias = job_.bias ? Sums{const_cast<float*>(job_.bias), 0, kPanelRows, 0} : Sums{};
+      const Sums before = at ? sums : bias;
+      multiply_rows(at, count, row, before, sums, [] {});
+      if (straight || at + count < parts_.all) return;
+      write(job_, row, sums.at);
+      if (both) write(job_, row + kTileRows, sums.at + sums.down);
+    });
+  }
+
+  void gated() {
+    Gating gating(job_);
+    each_part([&](std::size_t at, std::size_t count, std::size_t row) {
+      const Sums sums = kept(row);
+      const std::size_t rows = (2 * kTileRows + count - 1) / count;
+      multiply_rows(at, count, row, at ? sums : Sums{}, sums, [&] { gating.advance(rows); });
+      if (at + count == parts_.all) gating.start(row, sums.at);
+    });
+    gating.finish();
+  }
+
+ private:
+  const BrainPanels& job_;
+  const Parts parts_;
+  std::uint8_t* weights_;
+  float* sums_;
+  const std::size_t from_;
+};
 
 template <int WIDE>
 void panels(const BrainPanels& job, float* scratch) {
-  const std::size_t blocks = job.source.columns / kBlock, tile_bytes = blocks * kTileBytes;
-  const std::size_t parts = (blocks + kBrainBlocks - 1) / kBrainBlocks, part = (blocks + parts - 1) / parts;
-  auto* weights = reinterpret_cast<std::uint8_t*>(scratch);
-  float* sums = scratch + 2 * kBrainBlocks * kTileFloats;
-  const std::size_t from = job.begin / kTileRows * kTileRows;
-  const bool gated = job.gated.out.brains;
-  const auto finish = gated ? write_gated : write;
-  const bool plain = !gated && !job.bias && job.cols == WIDE * kPanelRows;  // tiles go to their place as they are
-  for (std::size_t at = 0; at < blocks; at += part) {
-    const std::size_t count = blocks - at < part ? blocks - at : part;
-    for (int i = 0; i < WIDE; ++i) {
-      widen_panel(job.kind, job.panels[i] + at * static_cast<std::size_t>(panel_block_bytes(job.kind)),
-                  count, weights + static_cast<std::size_t>(i) * count * kTileBytes);
-    }
-    settle();
-    const bool last = at + count == blocks;
-    for (std::size_t row = from; row < job.end; row += 2 * kTileRows) {
-      const auto* activations =
-          reinterpret_cast<const std::uint8_t*>(job.source.brains) + row / kTileRows * tile_bytes + at * kTileBytes;
-      const bool both = row + kTileRows < job.end;
-      const bool whole = row >= job.begin && row + (both ? 2 : 1) * kTileRows <= job.end;
-      const Sums before = packed_sums<WIDE>(sums + (row - from) / kTileRows * WIDE * kTileFloats);
-      const bool straight = last && whole && plain;
-      const Sums out = straight ? Sums{job.out + row * job.stride, kTileRows * job.stride, kPanelRows,
-                                       job.stride * sizeof(float)}
-                                : before;
-      if (both) {
-        multiply<2, WIDE>(activations, tile_bytes, weights, count * kTileBytes, count, at == 0, before, out);
-      } else {
-        multiply<1, WIDE>(activations, tile_bytes, weights, count * kTileBytes, count, at == 0, before, out);
-      }
-      if (!last || straight) continue;
-      settle();
-      finish(job, row, before.at);
-      if (both) finish(job, row + kTileRows, before.at + before.down);
-    }
+  Panels<WIDE> of(job, scratch);
+  if constexpr (WIDE == 2) {
+    if (job.gated.out.brains) return of.gated();
   }
+  of.plain();
 }
 
 }  // namespace
