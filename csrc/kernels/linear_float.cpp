@@ -1,24 +1,12 @@
 // Linear in float32 over any format: weights are unpacked 256 columns at a time and used by every row.
 #include "level.h"
-#include "matmul.h"
+#include "vector.h"
 
 namespace headrace::HEADRACE_LEVEL {
 
 namespace {
 
-constexpr std::size_t kFewRows = 4;
-
-float inner_product(const float* a, const float* b, std::size_t count) {
-  Vector first{}, second{};
-  std::size_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    first += load(a + i) * load(b + i);
-    second += load(a + i + kLanes) * load(b + i + kLanes);
-  }
-  float total = sum(first + second);
-  for (; i < count; ++i) total += a[i] * b[i];
-  return total;
-}
+constexpr int kTall = kLanes == 16 ? 6 : 4, kWide = kLanes == 16 ? 4 : 2;  // rows and weight rows whose sums fit the registers
 
 void unpack(Format format, const std::uint8_t* from, std::size_t count, float* out) {
   std::size_t i = 0;
@@ -40,53 +28,57 @@ void unpack(Format format, const std::uint8_t* from, std::size_t count, float* o
   dequantise(format, from, count - i, out + i);
 }
 
-// Few rows: each weight row is unpacked and multiplied with every source row at once.
-void by_rows(const FloatPanel& job) {
-  for (int w = 0; w < job.cols; ++w) {
-    const std::uint8_t* weight = job.weight + w * job.weight_stride;
-    for (std::size_t at = 0; at < job.columns; at += kFloatColumns) {
-      const std::size_t count = job.columns - at < kFloatColumns ? job.columns - at : kFloatColumns;
-      unpack(job.format, weight + row_bytes(job.format, at), count, job.scratch);
-      for (std::size_t row = job.begin; row < job.end; ++row) {
-        const float part = inner_product(job.scratch, job.source + row * job.source_stride + at, count);
-        float* out = job.out + row * job.stride + w;
-        *out = at ? *out + part : part;
-      }
+// Products of source rows and unpacked weight rows over `count` columns, added to what `out` has if
+// `more`. Each is summed in the same order however many are made together.
+template <int ROWS, int WEIGHTS>
+void multiply(const float* source, std::size_t stride, const float* weights, std::size_t count, bool more, float* out,
+              std::size_t out_stride) {
+  Vector sums[ROWS][WEIGHTS] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Vector right[WEIGHTS];
+    for (int w = 0; w < WEIGHTS; ++w) right[w] = load(weights + w * kFloatColumns + i);
+    for (int r = 0; r < ROWS; ++r) {
+      const Vector left = load(source + r * stride + i);
+      for (int w = 0; w < WEIGHTS; ++w) sums[r][w] += left * right[w];
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    for (int w = 0; w < WEIGHTS; ++w) {
+      float total = sum(sums[r][w]);
+      for (std::size_t j = i; j < count; ++j) total += source[r * stride + j] * weights[w * kFloatColumns + j];
+      float* to = out + r * out_stride + w;
+      *to = more ? *to + total : total;
     }
   }
 }
 
-// Many rows: weights are transposed into a [columns, 32] panel for the register tile.
-void by_tiles(const FloatPanel& job) {
-  constexpr std::size_t kStep = 8;
-  float* panel = job.scratch;
-  float* line = job.scratch + kFloatRows * kFloatColumns;
-  for (int i = 0; i < kFloatRows * kFloatColumns; ++i) panel[i] = 0;
-  for (std::size_t at = 0; at < job.columns; at += kFloatColumns) {
-    const std::size_t count = job.columns - at < kFloatColumns ? job.columns - at : kFloatColumns;
-    for (int w = 0; w < job.cols; ++w) {
-      unpack(job.format, job.weight + w * job.weight_stride + row_bytes(job.format, at), count, line);
-      for (std::size_t i = 0; i < count; ++i) panel[i * kFloatRows + w] = line[i];
-    }
-    for (std::size_t row = job.begin; row < job.end; row += kStep) {
-      const std::size_t rows = job.end - row < kStep ? job.end - row : kStep;
-      float sums[kStep * kFloatRows];
-      for (std::size_t r = 0; r < rows; ++r) {
-        for (int w = 0; w < kFloatRows; ++w) {
-          sums[r * kFloatRows + w] = at && w < job.cols ? job.out[(row + r) * job.stride + w] : 0;
-        }
-      }
-      matmul(job.source + row * job.source_stride + at, job.source_stride, panel, kFloatRows, sums, kFloatRows, rows,
-             count, kFloatRows);
-      for (std::size_t r = 0; r < rows; ++r) {
-        for (int w = 0; w < job.cols; ++w) job.out[(row + r) * job.stride + w] = sums[r * kFloatRows + w];
-      }
-    }
+template <int ROWS>
+void multiply_rows(const FloatPanel& job, std::size_t row, std::size_t at, std::size_t count) {
+  const float* source = job.source + row * job.source_stride + at;
+  float* out = job.out + row * job.stride;
+  int w = 0;
+  for (; w + kWide <= job.cols; w += kWide) {
+    multiply<ROWS, kWide>(source, job.source_stride, job.scratch + w * kFloatColumns, count, at > 0, out + w, job.stride);
+  }
+  for (; w < job.cols; ++w) {
+    multiply<ROWS, 1>(source, job.source_stride, job.scratch + w * kFloatColumns, count, at > 0, out + w, job.stride);
   }
 }
 
 }  // namespace
 
-void float_panel(const FloatPanel& job) { job.end - job.begin <= kFewRows ? by_rows(job) : by_tiles(job); }
+void float_panel(const FloatPanel& job) {
+  for (std::size_t at = 0; at < job.columns; at += kFloatColumns) {
+    const std::size_t count = job.columns - at < kFloatColumns ? job.columns - at : kFloatColumns;
+    for (int w = 0; w < job.cols; ++w) {
+      unpack(job.format, job.weight + w * job.weight_stride + row_bytes(job.format, at), count,
+             job.scratch + w * kFloatColumns);
+    }
+    std::size_t row = job.begin;
+    for (; row + kTall <= job.end; row += kTall) multiply_rows<kTall>(job, row, at, count);
+    for (; row < job.end; ++row) multiply_rows<1>(job, row, at, count);
+  }
+}
 
 }  // namespace headrace::HEADRACE_LEVEL

@@ -1,4 +1,4 @@
-// c += a · b for small float matrices: the register tile that attention and float weights share.
+// c += a · b for small float matrices: the register tile of attention.
 #pragma once
 
 #include <cstddef>

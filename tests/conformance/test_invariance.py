@@ -1,7 +1,6 @@
 """Batch invariance: a request's tokens and log-probabilities, to the last bit, on the real model.
 
-The native backend adds up each row on its own and in a fixed order, for quantised weights at
-least, so this is how it always runs and costs nothing extra.
+The native backend adds up each row on its own and in a fixed order: this is how it always runs.
 """
 
 from __future__ import annotations
@@ -83,3 +82,11 @@ def test_after_a_preemption(load: Callable[..., Engine], alone: Answer) -> None:
     engine = load(kv_tokens=256, share_prefixes=False)
     assert answer(engine, others=6, head_start=2) == alone
     assert engine.counters().preempted > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"limits": Limits(batch_tokens=17, sequences=8)}])
+def test_of_float_weights(tiny: Path, options: dict[str, Limits]) -> None:
+    with Engine.load(tiny, EngineOptions(backend="cpu", share_prefixes=False)) as engine:
+        alone = answer(engine)
+    with Engine.load(tiny, EngineOptions(backend="cpu", share_prefixes=False, **options)) as engine:
+        assert answer(engine, others=7, head_start=3) == alone
