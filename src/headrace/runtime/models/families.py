@@ -62,10 +62,10 @@ TOKENS = {f"{name}_token_id" for name in ("bos", "cls", "eos", "mask", "pad", "s
     "language",
 }
 BOOKKEEPING = {
-    *("_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map", "dtype"),
+    *("architectures", "auto_map", "dtype"),
     *("id2label", "label2id", "keys_to_ignore_at_inference", "model_type", "output_attentions"),
     *("output_hidden_states", "output_past", "return_dict", "torch_dtype", "transformers_version"),
-    *("is_llama_config", "transformers.js_config", "use_bfloat16", "_commit_hash"),
+    *("is_llama_config", "transformers.js_config", "use_bfloat16"),
     *("chunk_size_feed_forward", "sentence_transformers", "sbert_ce_default_activation_function"),
 }
 HARMLESS = frozenset(TRAINING | TOKENS | BOOKKEEPING)

@@ -61,7 +61,10 @@ class Fields:
             raise UnsupportedModel(f"{self.where} has {name} {value!r}; supported: {expected}")
 
     def refuse_unread(self, harmless: Collection[str] = ()) -> None:
-        """Raise UnsupportedModel on a field that nobody read and that is not `harmless`."""
+        """Raise UnsupportedModel on a field that nobody read and that is not `harmless`.
+
+        Fields with a leading underscore say how a file was made, not what the model computes.
+        """
         for name, value in self.values.items():
-            if name not in self.read and name not in harmless and value:
+            if not (name in self.read or name in harmless or name.startswith("_")) and value:
                 raise UnsupportedModel(f"{self.where} has {name} {value!r}, which is not known")
