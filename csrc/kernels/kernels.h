@@ -93,7 +93,7 @@ constexpr std::size_t kBrainScratch = 2 * kPanelRows * (kBrainBlocks * kBlock / 
 
 // out[row, 0..cols) = source[row] · weight rows, computed in float32; up to kFloatRows rows.
 constexpr int kFloatRows = 32;
-constexpr int kFloatColumns = 512;  // columns unpacked at a time
+constexpr int kFloatColumns = 768;  // columns unpacked at a time
 struct FloatPanel {
   Format format;
   const std::uint8_t* weight;  // first of the weight rows

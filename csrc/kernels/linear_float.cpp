@@ -1,4 +1,4 @@
-// Linear in float32 over any format: weights are unpacked 256 columns at a time and used by every row.
+// Linear in float32 over any format: weights are unpacked some columns at a time and used by every row.
 #include "level.h"
 #include "vector.h"
 
