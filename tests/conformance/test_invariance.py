@@ -6,6 +6,7 @@ The native backend adds up each row on its own and in a fixed order: this is how
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,11 @@ def test_after_a_preemption(load: Callable[..., Engine], alone: Answer) -> None:
     assert engine.counters().preempted > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"limits": Limits(batch_tokens=17, sequences=8)}])
-def test_of_float_weights(tiny: Path, options: dict[str, Limits]) -> None:
-    with Engine.load(tiny, EngineOptions(backend="cpu", share_prefixes=False)) as engine:
+@pytest.mark.parametrize("chunk", [512, 17])
+def test_of_float_weights(tiny: Path, chunk: int) -> None:
+    options = EngineOptions(backend="cpu", share_prefixes=False)
+    limits = Limits(batch_tokens=chunk, sequences=8)
+    with Engine.load(tiny, options) as engine:
         alone = answer(engine)
-    with Engine.load(tiny, EngineOptions(backend="cpu", share_prefixes=False, **options)) as engine:
+    with Engine.load(tiny, replace(options, limits=limits)) as engine:
         assert answer(engine, others=7, head_start=3) == alone
