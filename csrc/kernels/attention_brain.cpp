@@ -6,6 +6,7 @@
 // rows beside it nor on how a prompt was cut into steps. Scores come in units of log2(e) / 128: a
 // weight's bfloat16 bits are then the score as an integer, its lower seven bits bent by a table.
 #include "attention.h"
+#include "tiles.h"
 
 namespace headrace::HEADRACE_LEVEL {
 
@@ -13,25 +14,12 @@ namespace headrace::HEADRACE_LEVEL {
 
 namespace {
 
-constexpr std::size_t kTileBytes = 1024;  // 16 rows of 64 bytes: 32 bfloat16 or 16 float32
-constexpr std::size_t kTileFloats = kTileBytes / sizeof(float);
 constexpr std::size_t kStep = 32;      // positions, or dimensions, that one product sums over
 constexpr std::size_t kRows = 16;      // queries of a tile
 constexpr std::size_t kTogether = 32;  // queries of two tiles
 constexpr float kUnits = 128;          // in a score of log2(e)
 constexpr float kNone = -1e30f;        // the largest score of a row that has seen nothing
 constexpr float kHidden = -3e38f;      // the score of a position that a row does not see
-
-// The compiler does not know what the tile instructions read: what was written before must be in memory.
-inline void settle() { asm volatile("" ::: "memory"); }
-
-struct alignas(64) TileShapes {
-  std::uint8_t palette = 1;
-  std::uint8_t start = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // out [TALL, WIDE] tiles = before (or 0) + left · right over `steps` products. Tiles of a side's rows or
 // columns lie `tall` and `wide` bytes apart, and the products' tiles of each follow one another.
@@ -95,13 +83,6 @@ struct Views {
     values = take(width / 16 * (kBrainSpan / kStep) * kTileBytes);
   }
 };
-
-// Bits of two vectors rounded to bfloat16, `first` in the lower half of each lane.
-inline IntVector pair(Vector first, Vector second) {
-  const IntVector half = IntVector{} + 0x8000;
-  const auto low = (__m512i)((IntVector)first + half), high = (__m512i)((IntVector)second + half);
-  return (IntVector)_mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), _mm512_srli_epi32(low, 16), high, 0xca);
-}
 
 inline void store_pairs(std::uint8_t* to, Vector first, Vector second) {
   _mm512_store_si512(to, (__m512i)pair(first, second));
@@ -356,9 +337,7 @@ void attend(const AttentionTile& job) {
   __builtin_memset(views.totals, 0, tiles * kTileBytes);
   for (std::size_t i = 0; i < tiles; ++i) store(views.most + i * kRows, splat(kNone));
   const Sight whole = {sight(job, 0).first, sight(job, queries - 1).last};
-  const TileShapes shapes;
-  settle();
-  _tile_loadconfig(&shapes);
+  shape_tiles({});
   for (std::size_t begin = whole.first / kBrainSpan * kBrainSpan; begin < whole.last; begin += kBrainSpan) {
     const auto within = [begin](std::size_t at) {
       return at <= begin ? 0 : at - begin < kBrainSpan ? at - begin : kBrainSpan;

@@ -5,6 +5,7 @@
 // number of columns alone, so a row's result does not depend on the other rows.
 #include "gate.h"
 #include "level.h"
+#include "tiles.h"
 #include "unpack.h"
 
 namespace headrace::HEADRACE_LEVEL {
@@ -14,28 +15,6 @@ namespace headrace::HEADRACE_LEVEL {
 namespace {
 
 static_assert(kLanes == kPanelRows && kTileRows == 16);
-
-constexpr std::size_t kTileBytes = 1024;  // 16 rows of 64 bytes: 32 bfloat16 or 16 float32
-constexpr std::size_t kTileFloats = kTileBytes / sizeof(float);
-
-// The compiler does not know what the tile instructions read: what was written before must be in memory.
-inline void settle() { asm volatile("" ::: "memory"); }
-
-struct alignas(64) TileShapes {
-  std::uint8_t palette = 1;
-  std::uint8_t start = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Bits of two vectors of float32 rounded to bfloat16, `first` in the lower half of each lane.
-inline IntVector pair(Vector first, Vector second) {
-  const IntVector half = IntVector{} + 0x8000;
-  const auto low = (__m512i)((IntVector)first + half), high = (__m512i)((IntVector)second + half);
-  // The lower halves of `low >> 16`, the upper ones of `high`.
-  return (IntVector)_mm512_ternarylogic_epi32(_mm512_set1_epi32(0xffff), _mm512_srli_epi32(low, 16), high, 0xca);
-}
 
 // Byte J of every lane as a float 256 + byte: its bits are put below those of 256.
 template <int J>
@@ -307,9 +286,7 @@ void panels(const BrainPanels& job, float* scratch) {
 }  // namespace
 
 void brain_panels(const BrainPanels& job, float* scratch) {
-  const TileShapes shapes;
-  settle();
-  _tile_loadconfig(&shapes);
+  shape_tiles({});
   job.cols > kPanelRows ? panels<2>(job, scratch) : panels<1>(job, scratch);
   _tile_release();
 }

@@ -10,6 +10,7 @@
 // few are unpacked; panels beside each other take turns, so that the activations of these blocks are
 // read from the L1 cache. Sums wait in memory meanwhile.
 #include "level.h"
+#include "tiles.h"
 #include "unpack.h"
 
 namespace headrace::HEADRACE_LEVEL {
@@ -20,7 +21,6 @@ namespace {
 
 static_assert(kLanes == kPanelRows && kTileRows == 16);
 
-constexpr std::size_t kTileBytes = 1024;  // 16 rows of activations of a block, or its weights twice
 constexpr int kRowBytes = kPlanes * kBlock;
 // Weights are fetched to the L2 cache so many turns before they are unpacked: memory answers late, and
 // while tiles are multiplied nothing else asks it.
@@ -31,21 +31,10 @@ constexpr bool one_product(PanelKind kind) { return kind == PanelKind::Q4 || kin
 // Steps that a block takes: one for each scale.
 constexpr std::size_t steps_of(PanelKind kind) { return two_scales(kind) ? 2 : 1; }
 
-// The compiler does not know what the tile instructions read: what was written before must be in memory.
-inline void settle() { asm volatile("" ::: "memory"); }
-
-// Of the eight tiles, 0..3 are sums, 4 and 5 activations, 6 the weights.
-struct alignas(64) TileShapes {
-  std::uint8_t palette = 1;
-  std::uint8_t start = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
-
 // A tile of up to eight rows is taken as half a tile.
 constexpr std::size_t kHalfTile = kTileRows / 2;
 
+// Of the eight tiles, 0..3 are sums, 4 and 5 activations, 6 the weights.
 template <PanelKind KIND>
 void configure(std::size_t rows) {
   constexpr int kColumns = one_product(KIND) ? kRowBytes : kBlock / static_cast<int>(steps_of(KIND));
@@ -55,8 +44,7 @@ void configure(std::size_t rows) {
     shapes.row_bytes[tile] = static_cast<std::uint16_t>(activations ? kColumns : 64);
     shapes.rows[tile] = static_cast<std::uint8_t>(weights ? kColumns / 4 : rows);
   }
-  settle();
-  _tile_loadconfig(&shapes);
+  shape_tiles(shapes);
 }
 
 // Sums of one step's products for 16 rows, one vector a row. `lower` is not used where one product has both.

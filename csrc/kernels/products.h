@@ -3,6 +3,7 @@
 #pragma once
 
 #include "level.h"
+#include "tiles.h"
 
 #if defined(__AVX512F__)
 
@@ -38,28 +39,16 @@ struct Parity {
 
 constexpr std::uint8_t kQueryBias = 0;
 
-// The compiler does not know what the tile instructions read: what was written before must be in memory.
-inline void settle() { asm volatile("" ::: "memory"); }
-
 // Of the eight tiles, 0..3 are sums, 4 and 5 the two sides of scores, 6 and 7 those of values.
-struct alignas(64) TileConfiguration {
-  std::uint8_t palette = 1;
-  std::uint8_t start = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
-
 inline void configure(const CacheShape& cache, std::size_t rows) {
-  TileConfiguration tiles;
+  TileShapes tiles;
   for (int tile = 0; tile < 8; ++tile) {
     const std::size_t piece = tile < 6 ? cache.width.size : cache.lanes.size;
     const bool left = tile == 4 || tile == 6, right = tile == 5 || tile == 7;
     tiles.row_bytes[tile] = static_cast<std::uint16_t>(left ? piece : 64);
     tiles.rows[tile] = static_cast<std::uint8_t>(right ? piece / 4 : rows);
   }
-  settle();
-  _tile_loadconfig(&tiles);
+  shape_tiles(tiles);
 }
 
 inline void release() { _tile_release(); }
