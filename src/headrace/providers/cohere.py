@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from headrace.protocol.content import Image, Opaque, Text, Thinking
+from headrace.protocol.content import Opaque
 from headrace.protocol.encoding import Embedded, EmbeddingRequest, Ranked, RankRequest
 from headrace.protocol.errors import InvalidField, UpstreamError
 from headrace.protocol.generation import Event, Finished, GenerationRequest, Message, Usage
@@ -27,6 +27,7 @@ from headrace.providers.translation import (
     native_extra,
     not_there,
     refuse_given,
+    texts_and_images,
 )
 from headrace.providers.upstream import Exchange
 
@@ -126,17 +127,7 @@ def _turn(path: str, message: Message) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     content = message.content
     if isinstance(content, tuple):
-        parts: list[dict[str, Any]] = []
-        for place, part in enumerate(content):
-            match part:
-                case Text(text):
-                    parts.append({"type": "text", "text": text})
-                case Image(url):
-                    parts.append({"type": "image_url", "image_url": {"url": url}})
-                case Thinking():
-                    continue  # another model's
-                case _:
-                    raise not_there(f"{path}.content[{place}]")
+        parts = texts_and_images(f"{path}.content", content, lambda url: {"url": url})
         if parts:
             turn["content"] = parts
     elif content is not None:

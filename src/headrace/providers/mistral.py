@@ -10,7 +10,7 @@ import re
 from hashlib import blake2b
 from typing import Any
 
-from headrace.protocol.content import Image, Opaque, Text, Thinking, ToolCall
+from headrace.protocol.content import Opaque, ToolCall
 from headrace.protocol.encoding import EmbeddingRequest
 from headrace.protocol.generation import GenerationRequest, Message
 from headrace.protocol.openai_content import write_format, write_tool, write_tool_choice
@@ -25,6 +25,7 @@ from headrace.providers.translation import (
     native_extra,
     not_there,
     refuse_given,
+    texts_and_images,
 )
 from headrace.providers.upstream import Exchange
 
@@ -95,18 +96,7 @@ def _turn(path: str, message: Message) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     content = message.content
     if isinstance(content, tuple):
-        parts: list[dict[str, Any]] = []
-        for place, part in enumerate(content):
-            match part:
-                case Text(text):
-                    parts.append({"type": "text", "text": text})
-                case Image(url):
-                    parts.append({"type": "image_url", "image_url": url})
-                case Thinking():
-                    continue  # another model's
-                case _:
-                    raise not_there(f"{path}.content[{place}]")
-        turn["content"] = parts
+        turn["content"] = texts_and_images(f"{path}.content", content, lambda url: url)
     else:
         turn["content"] = content or ""
     if message.tool_calls:

@@ -7,7 +7,7 @@ dialect's as a whole asks for something, and is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from msgspec import structs
@@ -18,6 +18,7 @@ from headrace.protocol.content import (
     Document,
     Image,
     Opaque,
+    Part,
     Text,
     Thinking,
     Tool,
@@ -110,6 +111,25 @@ def native_extra(
         if name not in harmless | shared | SERVERS:
             raise not_there(name)
     return {name: value for name, value in request.extra.items() if name in shared}
+
+
+def texts_and_images(
+    path: str, content: tuple[Part, ...], image: Callable[[str], Any]
+) -> list[dict[str, Any]]:
+    """Content in the form that OpenAI gave it, for who takes nothing but text and images: `image`
+    makes an `image_url` of an address. Raises InvalidField on anything else at `path`."""
+    parts: list[dict[str, Any]] = []
+    for place, part in enumerate(content):
+        match part:
+            case Text(text):
+                parts.append({"type": "text", "text": text})
+            case Image(url):
+                parts.append({"type": "image_url", "image_url": image(url)})
+            case Thinking():
+                continue  # another model's
+            case _:
+                raise not_there(f"{path}[{place}]")
+    return parts
 
 
 def not_there(field: str) -> InvalidField:
