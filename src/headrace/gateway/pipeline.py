@@ -12,6 +12,7 @@ import gc
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -146,10 +147,9 @@ class Generations:
         provider = call.decision.plan.attempts[0].provider
         if call.turn is not None:
             await call.turn(provider)
-        elif provider == LOCAL:
-            with services.locally.counted():
-                return await self._execute(call, call.decision, request, wish, client, reply)
-        return await self._execute(call, call.decision, request, wish, client, reply)
+        here = call.turn is None and provider == LOCAL
+        with services.locally.counted() if here else nullcontext():
+            return await self._execute(call, call.decision, request, wish, client, reply)
 
     async def _execute(
         self,
