@@ -15,20 +15,18 @@ one; medians, measured in turn.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from cpu import BATCH_DEPTH, BLOCK, batch
+from cpu import BATCH_DEPTH, BLOCK, Work, batch, seconds_a_step
 from setting import keep, setting
 
 from headrace.registry.pull import pull
 from headrace.runtime.backends import cpu
-from headrace.runtime.backends.base import Batch, KVLayout
-from headrace.runtime.backends.cpu import CPUBackend
+from headrace.runtime.backends.base import KVLayout
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import load_checkpoint
@@ -40,6 +38,7 @@ PROMPT = "The history of the water wheel begins in antiquity. It was used for mi
 ASKED = SamplingParameters(max_tokens=48, temperature=0.8, seed=5, ignore_eos=True, logprobs=0)
 OTHERS = SamplingParameters(max_tokens=64, temperature=1.0, seed=9, ignore_eos=True)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
+REPEATED = 5  # steps of a round
 
 Answer = list[tuple[int, float | None]]  # tokens and their log-probabilities
 
@@ -119,26 +118,17 @@ def price(path: Path, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for count, step in zip(ROWS, steps, strict=True):
         other = replace(step, given=step.context_lengths)
+        ways = [Work(f"{count} rows", (each,) * REPEATED, count) for each in (step, other)]
         ratios = []
         taken: list[float] = []
         for _ in range(rounds):
-            ours, theirs = seconds(backend, step), seconds(backend, other)
+            ours, theirs = (seconds_a_step(backend, way) for way in ways)
             taken.append(ours)
             ratios.append(ours / min(ours, theirs) - 1)
         rows.append({"rows": count, "ms": median(taken) * 1e3, "cost": round(median(ratios), 3)})
         print(f"{count:3} rows  {median(taken) * 1e3:6.2f} ms a step  cost {median(ratios):.1%}")
     backend.close()
     return rows
-
-
-def seconds(backend: CPUBackend, step: Batch) -> float:
-    """Of one step, the median of a few."""
-    taken = []
-    for _ in range(5):
-        began = time.perf_counter()
-        backend.run(step)
-        taken.append(time.perf_counter() - began)
-    return median(taken)
 
 
 if __name__ == "__main__":
