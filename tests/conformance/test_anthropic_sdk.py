@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from headrace.config.schema import Configuration, Log, Model, UpstreamProvider
+from headrace.config.schema import Configuration, Log, Model
 from tests.fakes import anthropic as theirs
 from tests.fakes.gateway import Running, running
 from tests.fakes.upstream import (
@@ -29,44 +29,6 @@ WEATHER: Any = {
     "description": "Weather of a city",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-
-
-def upstreams(directory: Path, claude: FakeUpstream, gpt: FakeUpstream) -> Configuration:
-    """`claude` speaks Anthropic's dialect, `gpt` OpenAI's."""
-    return Configuration(
-        providers={
-            "a": UpstreamProvider(
-                base_url=claude.base_url, dialect="anthropic", key="env:TEST_KEY"
-            ),
-            "o": UpstreamProvider(base_url=gpt.base_url, key="env:TEST_KEY"),
-        },
-        models={
-            "claude": Model(source="claude-real", provider="a"),
-            "gpt": Model(source="gpt-real", provider="o"),
-        },
-        log=Log(directory=str(directory)),
-    )
-
-
-@pytest.fixture
-async def claude() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        upstream.answer(theirs.hello())
-        yield upstream
-
-
-@pytest.fixture
-async def gpt() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def gateway(
-    claude: FakeUpstream, gpt: FakeUpstream, tmp_path: Path
-) -> AsyncIterator[Running]:
-    async with running(upstreams(tmp_path, claude, gpt)) as gateway:
-        yield gateway
 
 
 @pytest.fixture

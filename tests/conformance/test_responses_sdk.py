@@ -13,9 +13,7 @@ from headrace.config.schema import Configuration, Log, Model
 from tests.conformance.test_anthropic_sdk import (
     parallel_of_anthropic,
     parallel_of_openai,
-    upstreams,
 )
-from tests.fakes import anthropic as theirs
 from tests.fakes.gateway import Running, running
 from tests.fakes.upstream import Cut, FakeUpstream, Script, chat, chunk, failing
 
@@ -25,27 +23,6 @@ TOOL: Any = {
     "parameters": {"type": "object"},
     "strict": False,
 }
-
-
-@pytest.fixture
-async def claude() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        upstream.answer(theirs.hello())
-        yield upstream
-
-
-@pytest.fixture
-async def gpt() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def gateway(
-    claude: FakeUpstream, gpt: FakeUpstream, tmp_path: Path
-) -> AsyncIterator[Running]:
-    async with running(upstreams(tmp_path, claude, gpt)) as gateway:
-        yield gateway
 
 
 @pytest.fixture
