@@ -20,15 +20,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from ..options import Quantization
 from ..weights.blocks import BLOCK, UNREACHABLE, rounded
 from ..weights.float8 import rounded_fp8
 from ..weights.tensor import FORMATS, Tensor
 
-Quantization = Literal["int8", "int4", "fp8"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4", "fp8")
 VOCABULARY = frozenset({"embedding", "output"})
 SENSITIVE = re.compile(r"embedding|output|layers\.\d+\.attention\.value")
