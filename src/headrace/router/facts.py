@@ -29,14 +29,16 @@ class Facts(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     `headers` holds those that rules name, in lower case; `prompt_tokens` is an estimate;
     `max_tokens` is for all choices together; `pictures` are wanted, `seconds` of sound at most to
-    be heard, `characters` to be spoken; `at` is Unix seconds, 0 where no rule asks for the
-    time; `sticky` is a digest of what a split keeps together, empty where no rule splits.
+    be heard, `characters` to be spoken; `budgeted` says that the key has a budget; `at` is Unix
+    seconds, 0 where no rule asks for the time; `sticky` is a digest of what a split keeps together,
+    empty where no rule splits.
     """
 
     endpoint: str
     model: str
     dialect: str = "openai"
     key: str = ""
+    budgeted: bool = False
     tags: dict[str, str] = {}
     headers: dict[str, str] = {}
     prompt_tokens: int = 0
@@ -80,8 +82,11 @@ def facts_of(
     asked: Asked,
     headers: Mapping[str, str],
     at: float,
+    *,
+    budgeted: bool = False,
 ) -> Facts:
-    """The facts of `request`, which came with `headers` at `at` (Unix seconds)."""
+    """The facts of `request`, which came with `headers` at `at` (Unix seconds), by a key that has
+    a budget or has none."""
     characters, tokens, images, audio = _prompt(request)
     limit = None if isinstance(request, GenerationRequest | MediaRequest) else 0
     media = request if isinstance(request, MediaRequest) else _NO_MEDIA
@@ -92,6 +97,7 @@ def facts_of(
         model=request.model,
         dialect=_dialect(request),
         key=request.tenant,
+        budgeted=budgeted,
         tags=_tags(request.extra, headers.get(TAGS_HEADER)) if asked.tags else {},
         headers={
             name: value[:MAX_TAG]

@@ -49,7 +49,8 @@ def answer_tokens(facts: Facts, model: Model) -> int:
 
 
 def incapable(model: Model, configuration: Configuration, facts: Facts) -> str | None:
-    """What the request needs that the model does not have; None where it has all that is known."""
+    """What the request, or whoever pays for it, needs that the model does not have; None where it
+    has all that is known."""
     if not answers(model, configuration, facts.endpoint):
         return f"it has no {facts.endpoint} endpoint"
     for asked, has, ability in (
@@ -65,6 +66,8 @@ def incapable(model: Model, configuration: Configuration, facts: Facts) -> str |
         needed = facts.prompt_tokens + (facts.max_tokens or 0)
         if needed > model.context:
             return f"its context of {model.context} tokens is too short for about {needed}"
+    if facts.budgeted and cost(model.rates, _most(facts, model)) is None:
+        return "its price is not known, so a key with a budget cannot pay for it"
     return None
 
 

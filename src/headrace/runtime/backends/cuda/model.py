@@ -14,6 +14,7 @@ from ...weights.tensor import Tensor
 from ..base import KVLayout
 from .adapters import Adapters
 from .cache import Cache
+from .choices import Choices
 from .float8 import Coded
 from .inputs import Step
 from .weights import DeviceWeight, upload
@@ -33,7 +34,9 @@ class Model:
     processors: int
     adapters: Adapters
     cache: Cache
+    choices: Choices
     multiplies_fp8: bool = False  # whether the chip's tensor cores do
+    invariant: bool = False  # a row's bits do not depend on how many rows there are
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
     coded: dict[str, Coded] = field(default_factory=dict)  # buffers that are read as E4M3 too
     logits: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
