@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -23,16 +24,18 @@ from typing import Literal
 from .adapters import Adapters
 from .admission import admit, encode
 from .backends.base import Backend, KVLayout, KVType
-from .backends.choice import AUTO, choose
+from .backends.choice import AUTO, choose, choose_for_ranks
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout, layout
 from .loop import Loop
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
+from .models.program import Program
 from .models.rounding import Quantization
 from .pace import Pace
 from .postprocess import Taken, tell
+from .ranks.leader import Job, lead
 from .request import (
     DEFAULT_SAMPLING,
     Counters,
@@ -52,6 +55,7 @@ from .scheduler import DEFAULT_LIMITS, Limits, Scheduler
 from .sequence import Sequence
 from .speculation.model import DraftModel, load_draft_model
 from .speculation.speculator import Speculator
+from .weights.tensor import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class EngineOptions:
     quantization: Quantization | None = None  # of float weights, when they are loaded
     kv_dtype: KVChoice = "auto"  # of the KV cache; auto: f16
     draft: Path | None = None  # a smaller model of the same vocabulary, for speculation
+    tensor_parallel: int = 1  # GPUs that share the model
 
 
 DEFAULT_OPTIONS = EngineOptions()
@@ -131,14 +136,13 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), OSError, ValueError (options; a draft
         model of another vocabulary).
         """
-        load = choose(options.backend)
-        quantization, threads = options.quantization, options.threads
-        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         blocks = -(-options.kv_tokens // options.block_size)
         dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
-        program = decoder_program(checkpoint.architecture)
-        backend = load(program, checkpoint.weights, kv, options.threads)
+        load = loader(path, options, kv)
+        quantization, threads = options.quantization, options.threads
+        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
+        backend = load(decoder_program(checkpoint.architecture), checkpoint.weights)
         draft = None
         if options.draft is not None and options.speculation:
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
@@ -335,3 +339,16 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def loader(
+    path: Path, options: EngineOptions, kv: KVLayout
+) -> Callable[[Program, Mapping[str, Tensor]], Backend]:
+    """What makes a backend of a program and its weights: here, or in the processes of several
+    ranks. Raises ValueError where there is no such backend, or not enough devices."""
+    size = options.tensor_parallel
+    if size == 1:
+        return partial(choose(options.backend), kv=kv, threads=options.threads)
+    name = choose_for_ranks(options.backend, size)
+    job = Job(path, name, size, kv, options.kv_tokens, options.threads, options.quantization)
+    return partial(lead, job)
