@@ -59,4 +59,7 @@ class Together:
     def logits(self, batch: Batch) -> Float32:
         """What rank 0 gets."""
         with ThreadPoolExecutor(len(self.backends)) as threads:
-            return list(threads.map(lambda backend: backend.logits(batch), self.backends))[0]
+            found: list[Float32] = list(
+                threads.map(lambda backend: backend.logits(batch), self.backends)
+            )
+        return found[0]

@@ -214,7 +214,7 @@ class Group(Protocol):
         ...
 
     def gather(self, part: Float32, widths: Sequence[int]) -> Float32:
-        """All ranks' parts [rows, widths[rank]] side by side on rank 0; on others just their own."""
+        """All ranks' parts [rows, widths[rank]] side by side on rank 0; on others their own."""
         ...
 
     def leave(self) -> None:

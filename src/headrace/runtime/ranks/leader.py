@@ -33,8 +33,8 @@ from ..backends.base import (
 )
 from ..backends.choice import load_by_name
 from ..models.program import Program
-from ..models.rounding import Quantization
 from ..models.sharding import Shard, shard
+from ..options import Quantization
 from ..weights.lowrank import LowRank
 from ..weights.tensor import Tensor
 from .wire import Closed, adapter_message, packed, receive, step_message, watch

@@ -172,7 +172,7 @@ def test_hidden_units_are_shared_out_by_blocks() -> None:
 
 def test_heads_that_cannot_be_shared_out_are_refused_with_what_can() -> None:
     program, weights = made(replace(LLAMA, heads=9, kv_heads=3, width=72))
-    with pytest.raises(UnsupportedProgram, match="9 heads over 3 KV heads .* 2 parts.* 1, 3, 9"):
+    with pytest.raises(UnsupportedProgram, match=r"9 heads over 3 KV heads .* 2 parts.* 1, 3, 9"):
         shard(program, weights, 0, 2)
 
 
@@ -181,7 +181,7 @@ def test_a_cut_inside_a_block_is_refused_with_the_numbers() -> None:
     with pytest.raises(UnsupportedProgram, match=r"output has blocks of 32 values \(Q4_1\)"):
         shard(program, weights, 1, 4)
     program, weights = made(replace(LLAMA, heads=16, kv_heads=16, head_size=32), "Q4_1")
-    with pytest.raises(UnsupportedProgram, match="96 hidden units in blocks of 32 .* 4 parts"):
+    with pytest.raises(UnsupportedProgram, match=r"96 hidden units in blocks of 32 .* 4 parts"):
         shard(program, weights, 1, 4)
 
 

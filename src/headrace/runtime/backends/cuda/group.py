@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -26,7 +27,7 @@ class Ranks:
         on_gpu = device.type == "cuda"
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=dist.FileStore(str(place.meeting), place.size),
+            store=dist.FileStore(str(place.meeting), place.size),  # type: ignore[attr-defined]
             rank=place.rank,
             world_size=place.size,
             device_id=device if on_gpu else None,
@@ -36,18 +37,23 @@ class Ranks:
         """Add up all ranks' rows, in place."""
         dist.all_reduce(rows)
 
-    def gather(self, part: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
-        """All ranks' parts [rows, widths[rank]] side by side on rank 0; on others just their own."""
-        sent = part.new_zeros((len(part), max(widths)))
-        sent[:, : part.shape[1]] = part
+    def gather(self, part: torch.Tensor, widths: Sequence[int], out: torch.Tensor) -> None:
+        """All ranks' parts [rows, widths[rank]] side by side in rank 0's `out`."""
+        if not len(part):
+            return
+        sent = part
+        if part.shape[1] < max(widths):  # parts that travel are of one size
+            sent = part.new_zeros((len(part), max(widths)))
+            sent[:, : part.shape[1]] = part
         if self.rank:
             dist.gather(sent, dst=0)
-            return part
+            return
         parts = [torch.empty_like(sent) for _ in widths]
         dist.gather(sent, parts, dst=0)
-        return torch.cat(
-            [one[:, :width] for one, width in zip(parts, widths, strict=True)], dim=1
-        )
+        begin = 0
+        for one, width in zip(parts, widths, strict=True):
+            out[:, begin : begin + width] = one[:, :width]
+            begin += width
 
     def share(self, values: torch.Tensor) -> torch.Tensor:
         """Rank 0's values, on every rank: in place on the others."""
@@ -71,8 +77,9 @@ class OnHost:
         self.ranks.sum(torch.from_numpy(rows))
 
     def gather(self, part: Float32, widths: Sequence[int]) -> Float32:
-        """As `Ranks.gather`."""
-        found: Float32 = self.ranks.gather(torch.from_numpy(part), widths).numpy()
+        """All ranks' parts side by side on rank 0; on others their own."""
+        found = part if self.rank else np.empty((len(part), sum(widths)), np.float32)
+        self.ranks.gather(torch.from_numpy(part), widths, torch.from_numpy(found))
         return found
 
     def leave(self) -> None:
