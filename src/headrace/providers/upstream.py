@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
 
 from headrace import __version__
@@ -33,6 +34,7 @@ class Exchange:
     path: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    method: Literal["POST", "GET"] = "POST"
 
 
 class Upstream:
@@ -193,7 +195,8 @@ class Upstream:
             or further.count("\n") != len(exchange.headers)
         ):
             raise UpstreamError(f"The request to provider '{self.name}' cannot be written.")
-        return b"POST %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+        return b"%b %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+            exchange.method.encode(),
             self._path,
             path,
             self._head,
