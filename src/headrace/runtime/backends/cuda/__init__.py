@@ -18,7 +18,7 @@ from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Pending, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
-from .attention import query_block
+from .attention import PROGRAMS, query_block
 from .cache import Cache, new_cache
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
@@ -103,9 +103,8 @@ class CUDABackend:
         model = self.model
         needed = 0
         for op in self.attentions:
-            rows = query_block(op.heads // op.kv_heads, model.prefills) * op.kv_heads
-            partials = step.planned[View(op.window, op.causal)].partials * rows
-            needed = max(needed, partials * power(op.head_size))
+            partials = step.planned[View(op.window, op.causal)].partials
+            needed = max(needed, partials * op.heads * power(op.head_size))
         if needed > model.partial_sums.numel():
             model.partial_sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
             model.partial_stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
@@ -128,7 +127,10 @@ class CUDABackend:
             // (op.heads // op.kv_heads)
             for op in self.attentions
         }
-        step = upload_step(self.arena, batch, tile_rows, padded, adapted)
+        programs = max(1, model.processors * PROGRAMS // model.program.kv_heads)
+        step = upload_step(
+            self.arena, batch, tile_rows, self.kv.block_size, programs, padded, adapted
+        )
         if self.arena.generation != self.generation:
             self.generation = self.arena.generation
             self.graphs.forget()
