@@ -7,7 +7,7 @@ kernels run on a CPU, interpreted and slow, in float32: to be tested against the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from ..base import Batch, Float32, KVLayout, Pending, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
 from .attention import query_block
-from .cache import Cache, new_cache
+from .cache import NO_CACHE, new_cache
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
+from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running
 
 SUPPORTS = EVERYTHING
@@ -70,6 +71,7 @@ class CUDABackend:
             on.processors,
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
+            kv.blocks * kv.block_size if kv.filling is None else kv.filling.context,
             on.multiplies_fp8,
         )
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
@@ -79,6 +81,15 @@ class CUDABackend:
         self.generation = self.arena.generation
         self.graphs = Graphs([compile_op(op, self.model) for op in fused(program)], on.device)
         self.make_room(FEWEST_ROWS)
+
+    def resize(self, blocks: int) -> None:
+        """A new KV cache, empty, of so many blocks."""
+        self.graphs.forget()
+        self.kv = self.model.kv = replace(self.kv, blocks=blocks)
+        self.model.cache = NO_CACHE
+        self.model.cache = new_cache(
+            self.model.program, self.kv, self.model.dtype, self.model.device
+        )
 
     def make_room(self, rows: int) -> None:
         """Buffers for steps of `rows` rows."""
@@ -199,17 +210,26 @@ class CUDABackend:
         self.graphs.launches = ()
         self.model.uploaded.clear()
         self.model.buffers.clear()
-        self.model.cache = Cache("float", torch.zeros(0), torch.zeros(0))
+        self.model.cache = NO_CACHE
 
 
 def load(
-    program: Program, weights: Mapping[str, Tensor], kv: KVLayout, threads: int
+    program: Program,
+    weights: Mapping[str, Tensor],
+    kv: KVLayout,
+    threads: int,
+    meter: Meter | None = None,
 ) -> CUDABackend:
     """Compile `program` over `weights` for the first GPU. `threads` says nothing here.
 
-    Raises MemoryError.
+    A `meter` tells of the memory that a KV cache may fill. Raises MemoryError.
     """
-    try:
-        return CUDABackend(program, weights, kv, found_device())
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from error
+    on = found_device()
+    if meter is None and on.device.type == "cuda":
+        meter = device_meter(on.device)
+    with memory_errors():
+        if kv.filling is None or meter is None:
+            return CUDABackend(program, weights, kv, on)
+        backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
+        backend.resize(blocks_that_fit(backend, kv.filling, meter))
+        return backend

@@ -33,6 +33,7 @@ class Model:
     processors: int
     adapters: Adapters
     cache: Cache
+    positions: int  # that a sequence may have
     multiplies_fp8: bool = False  # whether the chip's tensor cores do
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
     coded: dict[str, Coded] = field(default_factory=dict)  # buffers that are read as E4M3 too
