@@ -31,9 +31,9 @@ from setting import keep, setting
 
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.processors import usable_processors
 from headrace.runtime.request import Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 
 TTFT_TARGET, ITL_TARGET = 1.0, 0.1  # seconds
 SHARED_PREFIX = 256  # tokens that half of the requests have in common

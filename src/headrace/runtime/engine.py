@@ -18,20 +18,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from .adapters import Adapters
 from .admission import admit, encode
 from .backends.base import Backend, KVLayout, KVType
-from .backends.choice import AUTO, choose
+from .backends.choice import choose
 from .grammar import Grammars
 from .kvcache import BlockPool
-from .layout import Layout, layout
+from .layout import Layout
 from .loop import Loop
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
-from .models.rounding import Quantization
+from .options import DEFAULT_OPTIONS, EngineOptions
 from .pace import Pace
+from .placement import layout
 from .postprocess import Taken, tell
 from .request import (
     DEFAULT_SAMPLING,
@@ -48,35 +48,14 @@ from .request import (
     ToolCall,
     Tools,
 )
-from .scheduler import DEFAULT_LIMITS, Limits, Scheduler
+from .scheduler import Scheduler
 from .sequence import Sequence
 from .speculation.model import DraftModel, load_draft_model
 from .speculation.speculator import Speculator
 
+__all__ = ["Completion", "Engine", "EngineOptions"]
+
 log = logging.getLogger(__name__)
-
-
-KVChoice = Literal["auto", "f16", "int8", "fp8"]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How an engine runs. `threads` 0: as many as this process may use."""
-
-    backend: str = AUTO
-    threads: int = 0
-    kv_tokens: int = 32_768
-    block_size: int = 32
-    share_prefixes: bool = True
-    speculation: bool = True
-    overlap: bool = True  # host and backend work at the same time; off: to see what it is worth
-    limits: Limits = DEFAULT_LIMITS
-    quantization: Quantization | None = None  # of float weights, when they are loaded
-    kv_dtype: KVChoice = "auto"  # of the KV cache; auto: f16
-    draft: Path | None = None  # a smaller model of the same vocabulary, for speculation
-
-
-DEFAULT_OPTIONS = EngineOptions()
 
 
 @dataclass(frozen=True, slots=True)

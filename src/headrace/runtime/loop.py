@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from .backends.base import Backend, Batch, Pending, Sampled
 from .flight import Flight, launched
 from .kvcache import BlockPool
+from .options import Limits
 from .pace import Pace
 from .plan import by_adapter, plan_rows
 from .postprocess import Taken, score, take
-from .scheduler import Limits, Scheduler, Span
+from .scheduler import Scheduler, Span
 from .speculation.speculator import Speculator
 from .text.tokenizer import Vocabulary
 

@@ -13,12 +13,12 @@ from importlib import import_module
 from itertools import takewhile
 
 from ..models.program import BASIC, Program, UnsupportedProgram, demands
+from ..options import AUTO
 from ..weights.tensor import Tensor
 from .base import Backend, KVLayout, Load
 from .devices import has_nvidia
 
 FASTEST_FIRST = ("cuda", "cpu", "reference")
-AUTO = "auto"
 
 log = logging.getLogger(__name__)
 

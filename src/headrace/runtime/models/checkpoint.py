@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from ..options import Quantization
 from ..text.template import CHATML, ChatTemplate
 from ..text.tokenizer import (
     Vocabulary,
@@ -25,7 +26,7 @@ from .architecture import Architecture
 from .description import family_from_gguf, from_gguf, kind_of
 from .families import family_of, from_config, weights_of
 from .quantization import KEY, decode, read_scheme
-from .rounding import Quantization, kinds, quantize
+from .rounding import kinds, quantize
 
 
 @dataclass(frozen=True, slots=True)

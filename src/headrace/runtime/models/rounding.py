@@ -19,13 +19,12 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
 
+from ..options import Quantization
 from ..weights.blocks import BLOCK, rounded
 from ..weights.float8 import rounded_fp8
 from ..weights.tensor import Tensor
 
-Quantization = Literal["int8", "int4", "fp8"]
 QUANTIZATIONS: tuple[Quantization, ...] = ("int8", "int4", "fp8")
 VOCABULARY = frozenset({"embedding", "output"})
 SENSITIVE = re.compile(r"embedding|output|layers\.\d+\.attention\.value")
