@@ -15,18 +15,19 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from .adapters import Adapters
-from .admission import admit, encode
-from .backends.base import Backend, KVLayout, KVType
+from .admission import MAX_RANKED, admit, encode
+from .backends.base import Backend, Filling, KVLayout, KVType
 from .backends.choice import choose
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout
 from .loop import Loop
+from .models.architecture import Architecture
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .options import DEFAULT_OPTIONS, EngineOptions
@@ -112,15 +113,16 @@ class Engine:
         """
         load = choose(options.backend)
         quantization, threads = options.quantization, options.threads
-        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
-        blocks = -(-options.kv_tokens // options.block_size)
+        checkpoint = load_checkpoint(path, options.planned_tokens, quantization, threads)
+        blocks = -(-options.planned_tokens // options.block_size)
         dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
-        program = decoder_program(checkpoint.architecture)
-        backend = load(program, checkpoint.weights, kv, options.threads)
         draft = None
-        if options.draft is not None and options.speculation:
+        if options.draft is not None and options.speculation:  # first: the model takes what is left
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
+        program = decoder_program(checkpoint.architecture)
+        kv = replace(kv, filling=filling(options, checkpoint.architecture))
+        backend = load(program, checkpoint.weights, kv, options.threads)
         return cls(checkpoint, backend, options, draft=draft)
 
     @property
@@ -314,3 +316,11 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def filling(options: EngineOptions, model: Architecture) -> Filling | None:
+    """What a KV cache that takes what is free leaves room for; None where its size is given."""
+    if options.kv_tokens is not None:
+        return None
+    limits = options.limits
+    return Filling(limits.batch_tokens, limits.sequences, model.context, MAX_RANKED, options.memory)

@@ -26,7 +26,7 @@ from .graphs import Graphs, bucket
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .room import Meter, blocks_that_fit, device_meter
-from .running import Clock, Running
+from .running import Clock, Running, memory_errors
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -94,6 +94,7 @@ class CUDABackend:
     def make_room(self, rows: int) -> None:
         """Buffers for steps of `rows` rows."""
         model = self.model
+        self.graphs.forget()  # first: of what is moved, part may stay where memory runs out
         for name, width in model.program.buffers.items():
             dtype = torch.float32 if name in self.residuals else model.dtype
             model.buffers[name] = torch.zeros((rows, width), dtype=dtype, device=model.device)
@@ -107,7 +108,6 @@ class CUDABackend:
         vocabulary = model.program.vocabulary
         model.logits = torch.zeros((rows, vocabulary), dtype=torch.float32, device=model.device)
         self.capacity = rows
-        self.graphs.forget()
 
     def make_partial_room(self, step: Step) -> None:
         """Buffers for the partial results of the step's attention."""
@@ -118,9 +118,10 @@ class CUDABackend:
             partials = step.planned[View(op.window, op.causal)].partials * rows
             needed = max(needed, partials * power(op.head_size))
         if needed > model.partial_sums.numel():
-            model.partial_sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
-            model.partial_stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
             self.graphs.forget()
+            sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
+            stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
+            model.partial_sums, model.partial_stats = sums, stats
 
     def forward(self, batch: Batch, before: torch.Tensor | None = None) -> torch.Tensor:
         """Run the program; what it gives of the sampled rows, on the device.
@@ -164,10 +165,8 @@ class CUDABackend:
                 raise ValueError("carried tokens need a step before that chooses them")
             before = after.chosen.tokens
         clock = Clock(self.model.device)
-        try:
+        with memory_errors():
             running = Running(self.forward(batch, before), clock)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         if batch.sampling is not None:
             running.choose(batch.sampling)
         return running
@@ -178,10 +177,8 @@ class CUDABackend:
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises MemoryError."""
-        try:
+        with memory_errors():
             found: Float32 = np.array(self.forward(batch).float().cpu())
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         return found
 
     def kernels(self) -> Mapping[str, str]:
@@ -198,7 +195,8 @@ class CUDABackend:
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
         """Take an adapter in, between two steps. Raises ValueError, MemoryError."""
         model = self.model
-        model.adapters.load(number, deltas, model.dtype, model.device)
+        with memory_errors():
+            model.adapters.load(number, deltas, model.dtype, model.device)
 
     def drop_adapter(self, number: int) -> None:
         """Release an adapter. Raises ValueError where there is none of this number."""
@@ -231,5 +229,5 @@ def load(
         if kv.filling is None or meter is None:
             return CUDABackend(program, weights, kv, on)
         backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
-        backend.resize(blocks_that_fit(backend, kv.filling, meter))
+        backend.resize(blocks_that_fit(backend.model, backend.run, kv.filling, meter))
         return backend

@@ -9,15 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..base import Batch, Edits, Filling, Int32, KVLayout, Masks, SamplingRows
-
-if TYPE_CHECKING:
-    from . import CUDABackend
+from .model import Model
 
 SHARE = 0.95  # of what is free; the rest is lost between the allocator's pieces
 RESERVE = 512 * 2**20  # bytes, for captured graphs, kernels compiled later and adapters
@@ -50,23 +47,25 @@ def device_meter(device: torch.device) -> Meter:
     return Meter(free, lambda: torch.cuda.memory_allocated(device), peak)
 
 
-def blocks_that_fit(backend: CUDABackend, filling: Filling, meter: Meter) -> int:
-    """Blocks for a backend whose cache is one block now. Raises MemoryError where none fit."""
-    kv, block, vocabulary = backend.kv, backend.model.cache.bytes, backend.model.program.vocabulary
+def blocks_that_fit(
+    model: Model, run: Callable[[Batch], object], filling: Filling, meter: Meter
+) -> int:
+    """Blocks for a model whose cache is one block now. Raises MemoryError where none fit."""
+    kv, block, vocabulary = model.kv, model.cache.bytes, model.program.vocabulary
     weights = meter.held() - block
     meter.peak()
     for batch in prompt_steps(kv, filling, vocabulary):
-        backend.run(batch)
+        run(batch)
     step = meter.peak()
     slots = spare(filling, meter, step) // block * kv.block_size
-    backend.run(decode_step(kv, filling, vocabulary, slots))
+    run(decode_step(kv, filling, vocabulary, slots))
     step = max(step, meter.peak())
     blocks = spare(filling, meter, step) // block
     sizes = weights / GIB, (step - weights) / GIB
     if blocks < 1:
         raise MemoryError(
-            "the weights ({:.2f} GiB) and the largest step ({:.2f} GiB) leave no room on the device "
-            "for a KV cache".format(*sizes)
+            "the weights ({:.2f} GiB) and the largest step ({:.2f} GiB) leave no room on the "
+            "device for a KV cache".format(*sizes)
         )
     log.info(
         "weights %.2f GiB, the largest step %.2f GiB, KV cache %.2f GiB: %d tokens",
