@@ -79,11 +79,14 @@ class App:
         server = services.configuration.server
         page = console.routes(recorder.store, server.host, lambda: self.stopping())
         local = services.providers.get(LOCAL)
-        admin: list[Route] = []
-        if isinstance(local, LocalProvider):
-            admin = Adapters(services, local, pull).routes() + Residents(services, local).routes()
-        answers = generations(services)
         directory = data_directory(services.configuration)
+        admin: list[Route] = []
+        self._carry: Callable[[Configuration], Configuration] = lambda filed: filed
+        if isinstance(local, LocalProvider):
+            adapters = Adapters(services, local, pull, directory)
+            self._carry = adapters.carried
+            admin = adapters.routes() + Residents(services, local).routes()
+        answers = generations(services)
         stored = OfflineStore(recorder.store.engine, directory, lambda: services.wall())
         self.runner = Runner(services, answers, stored)
         offline = Offline(services, stored, self.runner).routes()
@@ -148,7 +151,6 @@ class App:
 
         `read` loads it; it raises ConfigurationError where it is not in order.
         """
-        directory = data_directory(self.services.configuration)
 
         def read_all() -> Loaded:
             self._qualities.refresh()
@@ -159,7 +161,8 @@ class App:
             path,
             read_all,
             lambda configuration: _remote(configuration, environ),
-            lambda loaded: keep(directory, loaded, time.time()),
+            self._carry,
+            data_directory(self.services.configuration),
         )
 
     async def start(self) -> None:

@@ -83,7 +83,7 @@ async def running(
     app.stopping = lambda: server.should_exit
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        async with aiohttp.ClientSession() as http:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
             yield Running(app, server, f"http://127.0.0.1:{port}", port, http)
     finally:
         server.should_exit = True

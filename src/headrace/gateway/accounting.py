@@ -43,14 +43,10 @@ def record_of(
 ) -> CallRecord:
     """The record of `call` as it stands."""
     finished = call.answer.finished
-    if finished is not None:
-        usage = finished.usage
-    elif call.answer.deltas:  # cut short: its usage was never told
-        usage = Usage(0, call.answer.deltas, provenance="estimated")
-    else:
-        usage = NOTHING
     said = call.answer.deltas or call.answer.encoded is not None
     own = _own(call)
+    attempts = _attempts(call, own)
+    usage = _usage(call, attempts)
     served = call.served
     plan = call.plan
     content = call.deployment.configuration.log.content
@@ -69,7 +65,7 @@ def record_of(
         version=call.deployment.version,
         served_model=None if served is None else served.model,
         provider=None if served is None else served.provider,
-        attempts=(attempts := _attempts(call, own)),
+        attempts=attempts,
         skipped=() if plan is None else tuple(msgspec.to_builtins(plan.skipped)),
         cache=call.cache,
         ttft=None if call.first_delta is None else call.first_delta - call.started,
@@ -93,6 +89,16 @@ def record_of(
         input=_input(call) if content else None,
         output=call.answer.content() if content and said else None,
     )
+
+
+def _usage(call: Call, attempts: tuple[AttemptRecord, ...]) -> Usage:
+    """What the caller got; of an answer that was cut short, or never began, an estimate."""
+    if call.answer.finished is not None:
+        return call.answer.finished.usage
+    if call.answer.deltas:
+        prompt = 0 if call.decision is None else call.decision.facts.prompt_tokens
+        return Usage(prompt, call.answer.deltas, provenance="estimated")
+    return next((one.usage for one in reversed(attempts) if one.usage is not None), NOTHING)
 
 
 def _own(call: Call) -> bool:

@@ -130,7 +130,7 @@ def build(
     app.router.redirect_slashes = False  # an unknown path is said to be unknown
     host = services.configuration.server.host
     door = Door(_Straight(answering, app), services.keyring, services.admin_key, failed)
-    return Hosts(door, host, failed) if is_loopback(host) else door
+    return Hosts(door, services.keyring, host, failed) if is_loopback(host) else door
 
 
 class _Straight:

@@ -142,7 +142,13 @@ class Generations:
             request = behind_others(request)
         call.request = request
         wish = wish_of(headers.get(HEADER))
-        facts = facts_of(request, deployment.rules.asked, headers, call.started_at)
+        facts = facts_of(
+            request,
+            deployment.rules.asked,
+            headers,
+            call.started_at,
+            budgeted=call.charge.budgeted,
+        )
         call.decision = services.router.decide(facts, deployment.rules, deployment.version)
         provider = call.decision.plan.attempts[0].provider
         if call.turn is not None:
@@ -186,12 +192,7 @@ class Generations:
 
 def bounded(request: AnyRequest, charge: Charge) -> AnyRequest:
     """`request`, with a bound on its answer where the key's budget needs one."""
-    if (
-        charge.holder is not None
-        and charge.holder.wallet is not None
-        and isinstance(request, GenerationRequest)
-        and request.max_tokens is None
-    ):
+    if charge.budgeted and isinstance(request, GenerationRequest) and request.max_tokens is None:
         return structs.replace(request, max_tokens=UNSAID)
     return request
 
@@ -206,7 +207,7 @@ def behind_others(request: AnyRequest) -> AnyRequest:
 
 def most_of(plan: Plan) -> float:
     """The most dollars that a plan can cost: every prompt, however often it is sent and as if each
-    character were a token, and the dearest answer. What has no known price counts for nothing."""
+    character were a token, and the dearest answer."""
     prompts = sum(attempt.prompt_cost or 0.0 for attempt in plan.attempts) * CHARACTERS_PER_TOKEN
     answer = max((a.cost or 0.0) - (a.prompt_cost or 0.0) for a in plan.attempts)
     return prompts * (1 + plan.conduct.retries) + answer

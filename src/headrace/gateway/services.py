@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from headrace.cache.exact import ExactCache
 from headrace.cache.flight import SingleFlight
-from headrace.config.load import Loaded
+from headrace.config.load import Loaded, version_of
 from headrace.config.schema import Configuration
 from headrace.gateway.admission import Admission
 from headrace.gateway.keyring import Keyring
@@ -47,6 +47,13 @@ class Deployment:
         """The deployment of `loaded` on `providers`."""
         configuration = loaded.configuration
         return cls(configuration, loaded.version, providers, Rulebook(configuration))
+
+    def changed(self, configuration: Configuration) -> Deployment:
+        """The deployment of another configuration on the same providers: who waits for their
+        last call waits for those of both."""
+        rules = Rulebook(configuration)
+        version = version_of(configuration)
+        return Deployment(configuration, version, self.providers, rules, self.calls)
 
 
 @dataclass(slots=True, kw_only=True)

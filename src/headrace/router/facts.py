@@ -24,14 +24,16 @@ class Facts(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One request as the rules see it.
 
     `headers` holds those that rules name, in lower case; `prompt_tokens` is an estimate;
-    `max_tokens` is for all choices together; `at` is Unix seconds, 0 where no rule asks for the
-    time; `sticky` is a digest of what a split keeps together, empty where no rule splits.
+    `max_tokens` is for all choices together; `budgeted` says that the key has a budget; `at` is
+    Unix seconds, 0 where no rule asks for the time; `sticky` is a digest of what a split keeps
+    together, empty where no rule splits.
     """
 
     endpoint: str
     model: str
     dialect: str = "openai"
     key: str = ""
+    budgeted: bool = False
     tags: dict[str, str] = {}
     headers: dict[str, str] = {}
     prompt_tokens: int = 0
@@ -69,8 +71,11 @@ def facts_of(
     asked: Asked,
     headers: Mapping[str, str],
     at: float,
+    *,
+    budgeted: bool = False,
 ) -> Facts:
-    """The facts of `request`, which came with `headers` at `at` (Unix seconds)."""
+    """The facts of `request`, which came with `headers` at `at` (Unix seconds), by a key that has
+    a budget or has none."""
     characters, tokens, images = _prompt(request)
     generated = isinstance(request, GenerationRequest)
     limit = None
@@ -81,6 +86,7 @@ def facts_of(
         model=request.model,
         dialect=_dialect(request),
         key=request.tenant,
+        budgeted=budgeted,
         tags=_tags(request.extra, headers.get(TAGS_HEADER)) if asked.tags else {},
         headers={
             name: value[:MAX_TAG]

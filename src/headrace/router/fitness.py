@@ -37,7 +37,8 @@ def answer_tokens(facts: Facts, model: Model) -> int:
 
 
 def incapable(model: Model, facts: Facts) -> str | None:
-    """What the request needs that the model does not have; None where it has all."""
+    """What the request, or whoever pays for it, needs that the model does not have; None where it
+    has all."""
     if facts.tools and not model.tools:
         return "it cannot use tools"
     if facts.images and not model.images:
@@ -46,6 +47,8 @@ def incapable(model: Model, facts: Facts) -> str | None:
         needed = facts.prompt_tokens + (facts.max_tokens or 0)
         if needed > model.context:
             return f"its context of {model.context} tokens is too short for about {needed}"
+    if facts.budgeted and model.rates is None:
+        return "its price is not known, so a key with a budget cannot pay for it"
     return None
 
 

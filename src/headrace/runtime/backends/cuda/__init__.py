@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import triton
 
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
@@ -20,6 +21,7 @@ from ..devices import interpreted
 from .adapters import Adapters
 from .attention import query_block
 from .cache import NO_CACHE, new_cache
+from .choices import Choices, EventTimer, driver, folder, measured_on
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
@@ -40,6 +42,8 @@ class Device:
     dtype: torch.dtype
     processors: int
     multiplies_fp8: bool = False
+    name: str = ""  # with those of the driver and the libraries
+    invariant: bool = False  # see `model.Model`
 
 
 def found_device() -> Device:
@@ -52,7 +56,15 @@ def found_device() -> Device:
         torch.bfloat16,
         properties.multi_processor_count,
         (properties.major, properties.minor) >= (8, 9),
+        f"{properties.name} {driver()} torch {torch.__version__} triton {triton.__version__}",
     )
+
+
+def device_choices(on: Device) -> Choices:
+    """What was measured on a device, and a timer for what was not; nothing in the interpreter."""
+    if on.device.type != "cuda":
+        return Choices(None, None)
+    return Choices(measured_on(on.name, folder()), EventTimer(on.device))
 
 
 class CUDABackend:
@@ -60,7 +72,14 @@ class CUDABackend:
 
     queues = True
 
-    def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, on: Device):
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        kv: KVLayout,
+        on: Device,
+        choices: Choices | None = None,
+    ) -> None:
         self.kv = kv
         self.model = Model(
             program,
@@ -71,8 +90,9 @@ class CUDABackend:
             on.processors,
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
-            kv.blocks * kv.block_size if kv.filling is None else kv.filling.context,
-            on.multiplies_fp8,
+            device_choices(on) if choices is None else choices,
+            on.multiplies_fp8 and not on.invariant,
+            on.invariant,
         )
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
@@ -80,6 +100,7 @@ class CUDABackend:
         self.arena = Arena(on.device)
         self.generation = self.arena.generation
         self.graphs = Graphs([compile_op(op, self.model) for op in fused(program)], on.device)
+        self.model.choices.close()
         self.make_room(FEWEST_ROWS)
 
     def resize(self, blocks: int) -> None:
@@ -132,7 +153,7 @@ class CUDABackend:
         adapted = model.adapters.rows(batch)
         decodes = rows == len(batch.context_lengths) == len(batch.sampled_rows)
         padded = bucket(rows) if decodes else None
-        model.prefills = not decodes
+        model.prefills = not decodes or model.invariant  # tiles of one size
         if (padded or rows) > self.capacity:
             self.make_room(bucket(padded or rows))
         tile_rows = {

@@ -113,8 +113,8 @@ def norm(op: Norm, model: Model) -> Launch:
 @compile_op.register
 def linear(op: Linear, model: Model) -> Launch:
     """A packed matrix product."""
-    multiply = products(op, model)
     coded = model.multiplies_fp8 and op in coded_linears(model.program, model.weights)
+    multiply = products(op, model, FEW if coded else None)
     normed = op.source in coded_by_norms(model.program, model.weights)
     bias = model.vector(*op.biases) if op.biases else None
 
@@ -132,8 +132,9 @@ def linear(op: Linear, model: Model) -> Launch:
     return launch
 
 
-def products(op: Linear, model: Model) -> Product:
-    """The products of a linear: one, or one for each run of weights of a format."""
+def products(op: Linear, model: Model, most: int | None) -> Product:
+    """The products of a linear with at most so many rows: one, or one for each run of weights of a
+    format."""
     runs = [
         tuple(run) for _, run in groupby(op.weights, key=lambda name: model.weights[name].format)
     ]
@@ -143,7 +144,7 @@ def products(op: Linear, model: Model) -> Product:
         weight = model.weight(*names)
         last = first + weight.outputs
         own = None if bias is None else bias[first:last]
-        parts.append((product(weight, own, model.processors), first, last))
+        parts.append((product(weight, own, model, most), first, last))
         first = last
 
     def multiply(source: torch.Tensor, out: torch.Tensor) -> None:
@@ -284,7 +285,7 @@ def pool(op: Pool, model: Model) -> Launch:
 @compile_op.register
 def logits(op: Logits, model: Model) -> Launch:
     """Float32 logits of the sampled rows."""
-    multiply: Product = product(model.weight(op.weight), None, model.processors)
+    multiply: Product = product(model.weight(op.weight), None, model)
 
     def launch(step: Step) -> None:
         source = model.buffers[op.source].index_select(0, step.sampled_rows)

@@ -14,6 +14,7 @@ from ...weights.tensor import Tensor
 from ..base import KVLayout
 from .adapters import Adapters
 from .cache import Cache
+from .choices import Choices
 from .float8 import Coded
 from .inputs import Step
 from .weights import DeviceWeight, upload
@@ -33,8 +34,9 @@ class Model:
     processors: int
     adapters: Adapters
     cache: Cache
-    positions: int  # that a sequence may have
+    choices: Choices
     multiplies_fp8: bool = False  # whether the chip's tensor cores do
+    invariant: bool = False  # a row's bits do not depend on how many rows there are
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
     coded: dict[str, Coded] = field(default_factory=dict)  # buffers that are read as E4M3 too
     logits: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -43,6 +45,12 @@ class Model:
     uploaded: dict[tuple[str, ...], DeviceWeight] = field(default_factory=dict)
     tables: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     prefills: bool = False  # whether the step at hand has rows that are not decodes
+
+    @property
+    def positions(self) -> int:
+        """As many as a sequence may have, or more."""
+        filling = self.kv.filling
+        return self.kv.blocks * self.kv.block_size if filling is None else filling.context
 
     def weight(self, *names: str) -> DeviceWeight:
         """These weights as one on the device; each set is uploaded once."""
