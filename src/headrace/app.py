@@ -35,7 +35,7 @@ from headrace.gateway.engine_metrics import watch_engines, watch_residency
 from headrace.gateway.keyring import Keyring
 from headrace.gateway.offline.endpoints import Offline
 from headrace.gateway.offline.runner import Runner
-from headrace.gateway.offline.store import OfflineStore
+from headrace.gateway.offline.store import FOLDER, OfflineStore
 from headrace.gateway.reload import Reloader
 from headrace.gateway.residents import Residents
 from headrace.gateway.services import HEARTBEAT, Deployment, Services
@@ -135,6 +135,7 @@ class App:
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,
             keyring=Keyring(directory, configuration, clock, time.time),
+            uploads=directory / FOLDER,
             admin_key=None if admin_key is None else resolve(admin_key, environ),
             conversations=Conversations(recorder.store.engine, time.time)
             if configuration.log.content

@@ -37,7 +37,7 @@ def filled(path: Path, filling: Filling, free: int) -> cuda.CUDABackend:
     checkpoint = load_checkpoint(path)
     kv = KVLayout(4, 8, filling=filling)
     program = decoder_program(checkpoint.architecture)
-    return cuda.load(program, checkpoint.weights, kv, 0, meter(free))
+    return cuda.load(program, checkpoint.weights, kv, 0, meter=meter(free))
 
 
 def test_the_cache_takes_what_is_free_beside_weights_and_step(tiny: Path) -> None:

@@ -16,7 +16,7 @@ import triton
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Pending, Sampled
+from ..base import Batch, Float32, KVLayout, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
 from .attention import query_block
@@ -25,6 +25,7 @@ from .choices import Choices, EventTimer, driver, folder, measured_on
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
+from .group import Ranks
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .room import Meter, blocks_that_fit, device_meter
@@ -44,15 +45,17 @@ class Device:
     multiplies_fp8: bool = False
     name: str = ""  # with those of the driver and the libraries
     invariant: bool = False  # see `model.Model`
+    group: Ranks | None = None  # see `model.Model`
 
 
-def found_device() -> Device:
-    """The first GPU; the CPU for the interpreter."""
+def found_device(rank: int = 0) -> Device:
+    """The GPU of a rank; the CPU for the interpreter."""
     if interpreted():
         return Device(torch.device("cpu"), torch.float32, 2)
-    properties = torch.cuda.get_device_properties(0)
+    torch.cuda.set_device(rank)
+    properties = torch.cuda.get_device_properties(rank)
     return Device(
-        torch.device("cuda", 0),
+        torch.device("cuda", rank),
         torch.bfloat16,
         properties.multi_processor_count,
         (properties.major, properties.minor) >= (8, 9),
@@ -91,6 +94,7 @@ class CUDABackend:
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
             device_choices(on) if choices is None else choices,
+            on.group,
             on.multiplies_fp8 and not on.invariant,
             on.invariant,
         )
@@ -180,17 +184,24 @@ class CUDABackend:
 
     def launch(self, batch: Batch, after: Pending | None = None) -> Running:
         """Put a step on the stream; the host goes on. Raises MemoryError, ValueError."""
-        before = None
-        if batch.carried is not None:
-            if not isinstance(after, Running) or after.chosen is None:
-                raise ValueError("carried tokens need a step before that chooses them")
-            before = after.chosen.tokens
+        before = None if batch.carried is None else self.chosen_by(after)
         clock = Clock(self.model.device)
         with memory_errors():
             running = Running(self.forward(batch, before), clock)
         if batch.sampling is not None:
             running.choose(batch.sampling)
         return running
+
+    def chosen_by(self, step: Pending | None) -> torch.Tensor:
+        """The tokens of a step, on the device; those of ranks are rank 0's. Raises ValueError."""
+        group = self.model.group
+        if not isinstance(step, Running) or (step.chosen is None and not (group and group.rank)):
+            raise ValueError("carried tokens need a step before that chooses them")
+        if step.chosen is None:
+            found = torch.empty(len(step.logits), dtype=torch.int64, device=self.model.device)
+        else:
+            found = step.chosen.tokens
+        return found if group is None else group.share(found)
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises MemoryError."""
@@ -230,6 +241,8 @@ class CUDABackend:
         self.model.uploaded.clear()
         self.model.buffers.clear()
         self.model.cache = NO_CACHE
+        if self.model.group is not None:
+            self.model.group.leave()
 
 
 def load(
@@ -237,13 +250,17 @@ def load(
     weights: Mapping[str, Tensor],
     kv: KVLayout,
     threads: int,
+    place: Place | None = None,
     meter: Meter | None = None,
 ) -> CUDABackend:
-    """Compile `program` over `weights` for the first GPU. `threads` says nothing here.
+    """Compile `program` over `weights` for the first GPU, or a rank's. `threads` says nothing here.
 
-    A `meter` tells of the memory that a KV cache may fill. Raises MemoryError.
+    A `meter` tells of the memory that a KV cache may fill. Raises MemoryError, and RuntimeError
+    where the ranks do not meet.
     """
-    on = found_device()
+    on = found_device(0 if place is None else place.rank)
+    if place is not None:
+        on = replace(on, group=Ranks(place, on.device))
     if meter is None and on.device.type == "cuda":
         meter = device_meter(on.device)
     with memory_errors():
