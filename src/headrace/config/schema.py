@@ -48,6 +48,14 @@ class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
     pool: Seconds = 5.0
 
 
+class Probe(Struct, frozen=True, forbid_unknown_fields=True):
+    """Asking whether all is well: so many seconds after the last call or probe told, and how many
+    seconds the answer may take. Without `every` nothing is asked."""
+
+    every: Annotated[float, Meta(ge=1)] | None = None
+    timeout: Seconds = 10.0
+
+
 WireDialect = Literal["openai", "azure", "anthropic", "gemini", "bedrock", "mistral", "cohere"]
 
 # Where a dialect's own provider is, for a configuration that names no address; Azure's and
@@ -79,6 +87,7 @@ class UpstreamProvider(Struct, frozen=True, forbid_unknown_fields=True):
     timeouts: Timeouts = Timeouts()
     max_connections: Count = 256
     region: str | None = None
+    probe: Probe = Probe()
 
     @property
     def address(self) -> str | None:
@@ -153,6 +162,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     prefill: bool = False
     quality: Share | None = None
     limits: Limits = Limits()
+    probe: Probe = Probe()
 
     @property
     def rates(self) -> Price | None:
