@@ -30,9 +30,9 @@ from headrace.runtime.backends.base import KVLayout
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import load_checkpoint
+from headrace.runtime.options import Limits
 from headrace.runtime.processors import usable_processors
 from headrace.runtime.request import Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 
 PROMPT = "The history of the water wheel begins in antiquity. It was used for milling grain, and "
 ASKED = SamplingParameters(max_tokens=48, temperature=0.8, seed=5, ignore_eos=True, logprobs=0)

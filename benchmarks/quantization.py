@@ -30,7 +30,7 @@ from setting import keep, setting
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.checkpoint import Checkpoint, load_checkpoint
-from headrace.runtime.models.rounding import Quantization
+from headrace.runtime.options import Quantization
 from headrace.runtime.request import SamplingParameters
 
 DOCS = Path(__file__).parents[1] / "docs"

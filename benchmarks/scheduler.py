@@ -31,9 +31,9 @@ from setting import keep, setting
 
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.processors import usable_processors
 from headrace.runtime.request import Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 
 TTFT_TARGET, ITL_TARGET = 1.0, 0.1  # seconds
 SHARED_PREFIX = 256  # tokens that half of the requests have in common
@@ -146,7 +146,7 @@ def against_server(
     path: Path, environment: Path, count: int, rate: float
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """The figures of our server and of llama.cpp's at some requests a second."""
-    setup = Setup(str(path), usable_processors(), SLOTS, FULL.kv_tokens // SLOTS)
+    setup = Setup(str(path), usable_processors(), SLOTS, FULL.planned_tokens // SLOTS)
     for variant in (Variant("headrace", path.name), *both(path.name)):
         place = Path(sys.prefix) if variant.engine == "headrace" else environment
         with serving(variant, place, replace(setup, options=dict(variant.options))) as url:

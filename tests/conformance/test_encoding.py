@@ -1,16 +1,18 @@
-"""Embeddings, ranks and classes of real encoders, through the official SDK and Cohere's client."""
+"""Embeddings, ranks and classes of real encoders, by clients of OpenAI, Mistral and Cohere."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import cohere
 import numpy as np
 import openai
 import pytest
 import pytest_asyncio
+from mistralai.client import Mistral
 
 from headrace.config.schema import Configuration, Log, Model
 from headrace.registry.pull import pull
@@ -75,6 +77,16 @@ async def test_embeddings_are_the_encoders_own(
             found = np.array([one.embedding for one in answer.data], np.float32)
             np.testing.assert_allclose(found, expected, atol=1e-5)
         assert answer.usage.prompt_tokens == answer.usage.total_tokens == 8 + 8 + 5
+
+
+async def test_mistrals_client_reads_the_same_embeddings(
+    gateway: Running, expected: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+) -> None:
+    async with Mistral(api_key="none", server_url=gateway.url) as client:
+        answer = await client.embeddings.create_async(model="minilm-l6", inputs=TEXTS)
+    found = np.array([one.embedding for one in answer.data], np.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert answer.usage.prompt_tokens == 8 + 8 + 5
 
 
 async def test_fewer_dimensions_have_length_1(client: openai.AsyncOpenAI) -> None:
@@ -164,10 +176,14 @@ async def test_a_cross_encoder_scores_each_pair(gateway: Running, tmp_path: Path
     assert "document" not in answer["results"][0]
 
 
-async def test_texts_are_put_under_the_models_labels(gateway: Running) -> None:
+async def test_texts_are_put_under_the_models_labels(
+    client: openai.AsyncOpenAI, gateway: Running
+) -> None:
     body = {"model": "classifier", "input": ["w1 w2", "w7"]}
     async with gateway.post(body, CLASSIFY) as response:
         answer = await response.json()
+    told = await client.post("/classify", body=body, cast_to=dict[str, Any])
+    assert told["data"] == answer["data"]
     assert [one["index"] for one in answer["data"]] == [0, 1]
     for one in answer["data"]:
         assert abs(sum(one["scores"].values()) - 1) < 1e-5

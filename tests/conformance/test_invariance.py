@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.request import Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 
 PROMPT = "The history of the water wheel begins in antiquity. It was used for milling grain, and "
 ASKED = SamplingParameters(max_tokens=24, temperature=0.8, seed=5, ignore_eos=True, logprobs=0)

@@ -13,9 +13,9 @@ import signal
 from pathlib import Path
 
 from headrace.runtime.engine import EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.process import EngineDied, EngineProcess
 from headrace.runtime.request import Objectives, Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 
 REQUESTS = int(os.environ.get("HEADRACE_SOAK", "2000"))
 REQUESTS_A_KILL = 200

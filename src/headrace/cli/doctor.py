@@ -28,7 +28,7 @@ from headrace.runtime.backends.choice import importable
 from headrace.runtime.embedding import Encoder, is_encoder
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.layout import table
-from headrace.runtime.models.rounding import Quantization
+from headrace.runtime.options import Quantization
 from headrace.runtime.processors import usable_processors
 
 LITTLE_ROOM = 2e9  # bytes; a small model and its download fit

@@ -6,7 +6,7 @@ from headrace.cli.errors import CommandError
 from headrace.cli.progress import shown
 from headrace.registry.pull import pull
 from headrace.runtime.engine import Engine, EngineOptions
-from headrace.runtime.models.rounding import Quantization
+from headrace.runtime.options import Quantization
 
 
 def loaded(model: str, quantization: Quantization | None) -> Engine:

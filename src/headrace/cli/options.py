@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headrace.runtime.engine import KVChoice
-from headrace.runtime.models.rounding import Quantization
+from headrace.runtime.options import KVChoice, Quantization
 
 QuantizationOption = Annotated[
     Quantization | None,

@@ -28,9 +28,8 @@ from headrace.gateway.keystore import has_keys
 from headrace.protocol.errors import TooLarge
 from headrace.providers.local import LocalProvider
 from headrace.registry.pull import pull
-from headrace.runtime.engine import KVChoice
 from headrace.runtime.layout import table
-from headrace.runtime.models.rounding import Quantization
+from headrace.runtime.options import KVChoice, Quantization
 from headrace.runtime.process import EngineFailed
 
 _QUESTION = "What is the capital of France?"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 from headrace.config.schema import LOCAL, Configuration
 from headrace.observability.metrics import Metrics
 from headrace.providers.residency import Residency
 from headrace.runtime.process import EngineProcess
+from headrace.runtime.request import Counters
 
 GAUGES: Mapping[str, tuple[str, str]] = {
     "running": ("headrace_engine_running", "Sequences that run now."),
@@ -28,6 +30,16 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
     "preempted": ("headrace_engine_preempted", "Times that a sequence lost its KV to another."),
     "kv_evictions": ("headrace_engine_kv_evictions", "Kept KV blocks that were given away."),
 }
+RATIOS: Mapping[str, tuple[str, Callable[[Counters], float]]] = {
+    "headrace_engine_kv_occupancy_ratio": (
+        "Share of the KV blocks that sequences hold.",
+        lambda now: now.kv_blocks_used / max(1, now.kv_blocks_total),
+    ),
+    "headrace_engine_prefix_hit_ratio": (
+        "Share of prompt tokens that another request had computed, since the engine began.",
+        lambda now: now.cached_tokens / max(1, now.prompt_tokens),
+    ),
+}
 
 
 def watch_engines(
@@ -39,15 +51,15 @@ def watch_engines(
     """
     named = names(configuration)
 
-    def reading(field: str) -> Callable[[], Mapping[str, float]]:
-        return lambda: {
-            named[source]: getattr(engine.counters, field) for source, engine in engines.items()
-        }
+    def reading(value: Callable[[Counters], float]) -> Callable[[], Mapping[str, float]]:
+        return lambda: {named[source]: value(engine.counters) for source, engine in engines.items()}
 
     for field, (name, about) in GAUGES.items():
-        metrics.gauge(name, about, reading(field))
+        metrics.gauge(name, about, reading(attrgetter(field)))
     for field, (name, about) in COUNTERS.items():
-        metrics.counter(name, about, reading(field))
+        metrics.counter(name, about, reading(attrgetter(field)))
+    for name, (about, ratio) in RATIOS.items():
+        metrics.gauge(name, about, reading(ratio))
     metrics.counter(
         "headrace_engine_restarts",
         "Times that an engine's process was started again.",

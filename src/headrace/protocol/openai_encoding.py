@@ -107,7 +107,7 @@ def encoding_body(
             }
             for index, vector in enumerate(encoded.vectors)
         ]
-        return _encode({"object": "list", "data": data, "model": model, "usage": tokens})
+        return _encode({"id": id, "object": "list", "data": data, "model": model, "usage": tokens})
     if isinstance(request, RankRequest) and isinstance(encoded, Ranked):
         results = _ranking(request, encoded)
         meta = {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}}

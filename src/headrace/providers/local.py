@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -44,13 +45,15 @@ from headrace.providers.local_encoding import asked_of, encoded_of
 from headrace.providers.local_template import VARIABLES, variables
 from headrace.providers.residency import Residency
 from headrace.providers.translation import native
-from headrace.runtime.engine import EngineOptions
-from headrace.runtime.memory import RESERVE, footprint, free_memory, usable_memory
+from headrace.runtime.memory import RESERVE, free_memory, usable_memory
+from headrace.runtime.options import KV_TOKENS, EngineOptions, Limits
 from headrace.runtime.process import AdapterRefused, EngineDied, EngineFailed, EngineProcess
 from headrace.runtime.request import Objectives, Prompt, Request, RequestRefused, SamplingParameters
-from headrace.runtime.scheduler import Limits
 from headrace.runtime.spare import Spare
 
+# Imported where a model is looked at: a server without local models has no use for what reads
+# weights, which takes more memory than the server itself.
+FOOTPRINT = "headrace.runtime.footprint"
 COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
 
 # Fields that change nothing about the tokens.
@@ -90,7 +93,8 @@ class LocalProvider:
         options = EngineOptions(
             backend=settings.backend,
             threads=settings.threads,
-            kv_tokens=settings.kv_tokens,
+            kv_tokens=settings.kv_tokens if len(models) == 1 else settings.kv_tokens or KV_TOKENS,
+            memory=settings.memory_bytes,
             kv_dtype=settings.kv,
             quantization=settings.quantization,
             draft=draft,
@@ -352,9 +356,10 @@ def prompt_logprobs(request: GenerationRequest) -> int | None:
 def size_of(path: Path, options: EngineOptions) -> int:
     """Bytes that a model will take; 0 of one whose files are not sound, which its load will say."""
     try:
-        return footprint(path, options)
+        size: int = importlib.import_module(FOOTPRINT).footprint(path, options)
     except (ValueError, OSError):
         return 0
+    return size
 
 
 def unloadable() -> EngineLost:

@@ -16,7 +16,7 @@ from headrace.protocol.encoding import (
 )
 from headrace.protocol.errors import InvalidField
 from headrace.protocol.generation import Usage
-from headrace.runtime.encoding import EncodeRequest, Encoding
+from headrace.runtime.request import EncodeRequest, Encoding
 
 # Fields that change nothing about the answer, or that are read here.
 KNOWN = frozenset({"user", "metadata", "truncation"})

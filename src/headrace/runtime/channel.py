@@ -20,11 +20,12 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .encoding import EncodeRequest, Encoding
-from .engine import EngineOptions
 from .layout import Layout, Placed
+from .options import EngineOptions, Limits
 from .request import (
     Counters,
+    EncodeRequest,
+    Encoding,
     Finish,
     Grammar,
     Objectives,
@@ -37,7 +38,6 @@ from .request import (
     ToolCall,
     Tools,
 )
-from .scheduler import Limits
 
 Message = dict[str, Any]
 

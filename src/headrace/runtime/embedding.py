@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .backends.base import Backend, Batch, KVLayout
-from .backends.choice import AUTO, choose
-from .layout import Layout, layout
+from .backends.choice import choose
+from .layout import Layout
 from .models.architecture import Architecture
 from .models.assembly import classifier_program, pooled_program
 from .models.checkpoint import blaming, describe_directory
 from .models.families import from_config
 from .models.sentence import Sentences, read_sentences, score_is_raw
+from .options import AUTO
+from .placement import layout
 from .plan import sampling_rows
 from .request import RequestRefused
 from .text.tokenizer import read_json

@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from .embedding import Encoded, Encoder, Vectors, probabilities, whole_texts
-from .request import Counters, RequestRefused
+from .request import Counters, EncodeRequest, Encoding, RequestRefused
 
-Task = Literal["embed", "rank", "classify"]
 MAX_WAITING = 1024  # requests
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeRequest:
-    """Texts, or token ids, to embed or classify; or documents to rank by a query.
-
-    `dimensions` are those of a vector, None for all. What is too long is cut where `truncate`.
-    """
-
-    id: str
-    task: Task
-    texts: tuple[str | tuple[int, ...], ...]
-    query: str = ""
-    dimensions: int | None = None
-    truncate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """What came of a request: float32 values [texts, width], in C order.
-
-    They are the vectors; the probabilities of `labels`; or one score for each document.
-    """
-
-    id: str
-    values: bytes
-    width: int
-    tokens: int
-    labels: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -22,9 +22,8 @@ from .channel import (
     read_refusal,
     request_frame,
 )
-from .encoding import EncodeRequest, Encoding
-from .engine import EngineOptions
-from .request import Counters, Output, Request
+from .options import EngineOptions
+from .request import Counters, EncodeRequest, Encoding, Output, Request
 from .spare import Spare, Worker, start_worker
 
 RESTART_DELAYS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds, by failed starts in a row

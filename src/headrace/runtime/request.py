@@ -202,3 +202,32 @@ class RequestRefused(ValueError):
         self.code = code
         self.message = message
         self.details = details
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """Texts, or token ids, to embed or classify; or documents to rank by a query.
+
+    `dimensions` are those of a vector, None for all. What is too long is cut where `truncate`.
+    """
+
+    id: str
+    task: Literal["embed", "rank", "classify"]
+    texts: tuple[str | tuple[int, ...], ...]
+    query: str = ""
+    dimensions: int | None = None
+    truncate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What came of a request: float32 values [texts, width], in C order.
+
+    They are the vectors; the probabilities of `labels`; or one score for each document.
+    """
+
+    id: str
+    values: bytes
+    width: int
+    tokens: int
+    labels: tuple[str, ...] = ()

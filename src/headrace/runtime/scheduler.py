@@ -14,33 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .kvcache import BlockPool, BlockTable
+from .options import Limits
 from .pace import Pace
 from .sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of the scheduler. `batch_tokens` is at least `sequences`: no decode ever waits.
-
-    `step` is how many seconds a step may take while sequences decode: the chunk of a prompt that
-    is computed beside them is cut to it. It bounds their ITL. `by_ratio` off prefills in order of
-    arrival, so that the worth of the other order can be measured.
-    """
-
-    batch_tokens: int = 512
-    sequences: int = 64
-    waiting: int = 1024
-    step: float = 0.1
-    by_ratio: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_tokens < self.sequences:
-            raise ValueError(
-                f"batch_tokens ({self.batch_tokens}) must be at least sequences ({self.sequences})"
-            )
-
-
-DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,3 +102,34 @@ def test_a_missing_secret_is_named_and_never_shown(tmp_path: Path) -> None:
         assert process.wait(20) == 1
         assert process.stderr is not None
         assert "ABSENT_KEY is not set" in process.stderr.read()
+
+
+def test_a_server_without_local_models_carries_no_engine(tmp_path: Path) -> None:
+    configuration = tmp_path / "headrace.yaml"
+    configuration.write_text(
+        json.dumps(
+            {
+                "providers": {"up": {"base_url": "http://127.0.0.1:9/v1"}},
+                "models": {"m": {"provider": "up", "source": "m"}},
+                "log": {"directory": str(tmp_path)},
+            }
+        )
+    )
+    code = f"""
+import asyncio, json, sys
+from pathlib import Path
+import headrace.cli.serve
+from headrace.app import App
+from headrace.config.load import load
+
+async def begin():
+    app = App.build(load(Path({str(configuration)!r})), {{}})
+    await app.start()
+    print(json.dumps(sorted(sys.modules)))
+    await app.close()
+
+asyncio.run(begin())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    heavy = {"numpy", "tokenizers", "jinja2", "llguidance", "headrace.runtime.engine"}
+    assert heavy.isdisjoint(json.loads(told.stdout))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.gateway.app import ANSWERING
-from headrace.gateway.engine_metrics import COUNTERS, GAUGES
+from headrace.gateway.engine_metrics import COUNTERS, GAUGES, RATIOS
 from headrace.protocol.generation import GenerationRequest
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -40,5 +40,5 @@ def test_every_metric_of_an_engine_is_told() -> None:
     text = (DOCS / "records.md").read_text()
     named = [name for name, _ in GAUGES.values()]
     named += [f"{name}_total" for name, _ in COUNTERS.values()]
-    named.append("headrace_engine_restarts_total")
+    named += [*RATIOS, "headrace_engine_restarts_total"]
     assert [name for name in named if f"`{name}`" not in text] == []

@@ -45,8 +45,22 @@ async def test_each_engine_is_counted_by_its_models_name(
     assert found['headrace_engine_steps_total{model="one"}'] == 3
     assert found['headrace_engine_kv_blocks{model="one"}'] == 16
     assert found['headrace_engine_running{model="one"}'] == 0
+    assert found['headrace_engine_kv_occupancy_ratio{model="one"}'] == 0
     assert found['headrace_engine_restarts_total{model="two"}'] == 0
     assert found['headrace_engine_steps_total{model="two"}'] == 0
+
+
+async def test_the_share_of_prompt_tokens_that_were_there_already_is_told(
+    configuration: Configuration, tiny: Path
+) -> None:
+    async with running(configuration, {"ref-one": tiny, "ref-two": tiny}) as gateway:
+        body = {"model": "one", "prompt": list(range(5, 70)), "max_tokens": 1}
+        for _ in range(2):
+            async with gateway.post(body | {"temperature": 1}, COMPLETIONS) as response:
+                assert response.status == 200
+        found = await scraped(gateway)
+    assert found['headrace_engine_prefix_hit_ratio{model="one"}'] == pytest.approx(64 / 130)
+    assert found['headrace_engine_prefix_hit_ratio{model="two"}'] == 0
 
 
 async def test_a_dead_engine_leaves_the_other_models_ready(

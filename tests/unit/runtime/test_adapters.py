@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.request import Request, RequestRefused, SamplingParameters
-from headrace.runtime.scheduler import Limits
 from headrace.runtime.weights.gguf import WeightsError
 from tests.fakes.adapter import factors, write_adapter
 

@@ -9,8 +9,8 @@ import pytest
 
 from headrace.registry.pull import pull
 from headrace.runtime.embedding import Encoder, EncoderOptions
-from headrace.runtime.encoding import EncodeRequest, EncoderQueue, Encoding
-from headrace.runtime.request import RequestRefused
+from headrace.runtime.encoding import EncoderQueue
+from headrace.runtime.request import EncodeRequest, Encoding, RequestRefused
 
 
 @pytest.fixture(scope="module")

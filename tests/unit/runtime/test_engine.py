@@ -13,6 +13,7 @@ import pytest
 from headrace.runtime.admission import encode
 from headrace.runtime.backends.base import Batch
 from headrace.runtime.engine import Completion, Engine, EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.request import (
     Objectives,
     Output,
@@ -21,7 +22,6 @@ from headrace.runtime.request import (
     SamplingParameters,
     TokenLogprob,
 )
-from headrace.runtime.scheduler import Limits
 from tests.fakes.backends import front
 
 GREEDY = SamplingParameters(temperature=0, max_tokens=24, ignore_eos=True)

@@ -15,8 +15,8 @@ import pytest
 
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.grammar import CHARACTERS
+from headrace.runtime.options import Limits
 from headrace.runtime.request import Grammar, Output, Request, RequestRefused, SamplingParameters
-from headrace.runtime.scheduler import Limits
 
 WARM = SamplingParameters(temperature=1, max_tokens=200, seed=5)
 GREEDY = SamplingParameters(temperature=0, max_tokens=40)

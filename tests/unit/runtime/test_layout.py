@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from headrace.runtime.backends.choice import AUTO, because
+from headrace.runtime.backends.choice import because
 from headrace.runtime.engine import Engine, EngineOptions
-from headrace.runtime.layout import Placed, ranges, table
+from headrace.runtime.layout import Placed, table
 from headrace.runtime.models.program import Pool, Program
+from headrace.runtime.options import AUTO
+from headrace.runtime.placement import ranges
 from tests.fakes.model import write_tiny_gguf
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from headrace.runtime.backends.base import Batch
 from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.request import Grammar, Output, Request, SamplingParameters, TokenLogprob
-from headrace.runtime.scheduler import Limits
 from tests.fakes.adapter import write_adapter
 from tests.fakes.backends import front
 from tests.fakes.model import write_tiny_gguf

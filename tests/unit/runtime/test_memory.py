@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from headrace.runtime.engine import EngineOptions
-from headrace.runtime.memory import PROCESS, RESERVE, footprint, free_memory, usable_memory
+from headrace.runtime.footprint import PROCESS, footprint
+from headrace.runtime.memory import RESERVE, free_memory, usable_memory
 
 
 def test_a_control_group_bounds_the_memory(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.runtime.kvcache import BlockPool
+from headrace.runtime.options import Limits
 from headrace.runtime.pace import Pace
-from headrace.runtime.scheduler import Limits, Scheduler, Span
+from headrace.runtime.scheduler import Scheduler, Span
 from headrace.runtime.sequence import Sequence
 from tests.fakes.batches import new_sequence
 

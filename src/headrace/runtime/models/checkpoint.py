@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from ..options import Quantization
 from ..text.template import CHATML, ChatTemplate
 from ..text.tokenizer import (
     Vocabulary,
@@ -25,7 +26,7 @@ from .architecture import Architecture
 from .description import family_from_gguf, from_gguf, kind_of
 from .families import family_of, from_config, weights_of
 from .quantization import KEY, decode, read_scheme
-from .rounding import Quantization, kinds, quantize
+from .rounding import kinds, quantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,20 @@ def load_checkpoint(
     """
     with blaming(path):
         found = from_directory(path, served) if path.is_dir() else from_file(path, served)
+        if quantization is None:
+            return found
+        return replace(found, weights=quantize(found.weights, quantization, threads))
+
+
+def load_description(
+    path: Path, served: int = 0, quantization: Quantization | None = None, threads: int = 0
+) -> Description:
+    """As `load_checkpoint`, without what has to do with text."""
+    with blaming(path):
+        if path.is_dir():
+            found = describe_directory(path, served)
+        else:
+            found = describe_file(read_gguf(path), served)
         if quantization is None:
             return found
         return replace(found, weights=quantize(found.weights, quantization, threads))

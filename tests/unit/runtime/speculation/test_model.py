@@ -11,8 +11,8 @@ from headrace.runtime.backends.reference import load
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import load_checkpoint
+from headrace.runtime.options import Limits
 from headrace.runtime.request import Grammar, Objectives, Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 from headrace.runtime.speculation.model import DraftModel, load_draft_model
 from tests.fakes.backends import Clock, Fronted
 from tests.fakes.batches import new_sequence

@@ -17,8 +17,8 @@ from headrace.runtime.backends.reference import load
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import load_checkpoint
+from headrace.runtime.options import Limits
 from headrace.runtime.request import Grammar, Request, SamplingParameters
-from headrace.runtime.scheduler import Limits
 from headrace.runtime.speculation.lookup import Lookup
 from tests.fakes.backends import Clock, Fronted
 

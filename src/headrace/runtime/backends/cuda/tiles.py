@@ -19,9 +19,12 @@ from ..base import Batch, Int32
 from .prefixes import SPLIT, Run
 
 FINISHED = -1
-# A tile is cut where it is longer than this part of what a program has to do: so the last program
-# ends late by an eighth at most, and no more partial results are written than that asks for.
+# Tiles are cut that are longer than an eighth of what a program has to do: so the last program ends
+# late by that at most, and no more partial results are written than it takes.
 GRAIN = 8
+# Partial results that a step may leave, of at most as many bytes as all heads of a row are: more
+# than this would not pay for being written, and take memory that is not reserved.
+MOST_PARTIALS = 8192
 # Splits that need not be read because a step has shared tiles, from which on it has them: below,
 # the host's sorting and the look-up of rows cost what a megabyte read a layer does.
 LEAST_SAVED = 4
@@ -68,18 +71,27 @@ def plan_tiles(
     Sequences of `runs` have the splits they share in common tiles. The longest tiles come first.
     """
     own = own_spans(batch, tile_rows, window, causal)
-    shared, members = shared_spans(runs, own, tile_rows)
+    for grain, some in (GRAIN, runs), (1, runs), (1, ()):
+        plan = divide(batch, own, shared_spans(some, own, tile_rows), grain * programs)
+        if plan.partials <= MOST_PARTIALS:
+            return plan
+    return divide(batch, own, shared_spans((), own, tile_rows), 0)
+
+
+def divide(batch: Batch, own: Spans, alike: tuple[Spans, NDArray[np.int64]], parts: int) -> Tiles:
+    """Cut what can be cut and is longer than one of `parts` of the step."""
+    shared, members = alike
     tile_of_member = np.searchsorted(own.sequence, members)
     span_of_member = np.repeat(np.arange(len(shared.rows)), shared.rows)
-    own_begin = own.begin.copy()
-    np.maximum.at(own_begin, tile_of_member, shared.end[span_of_member])
+    begin = own.begin.copy()
+    np.maximum.at(begin, tile_of_member, shared.end[span_of_member])
     alone = np.ones(len(own.rows), np.bool_)
     alone[tile_of_member] = False
-    own = own._replace(begin=own_begin, leads=alone.astype(np.int64))
+    own = own._replace(begin=begin, leads=alone.astype(np.int64))
 
     spans = Spans(*(np.concatenate(both) for both in zip(shared, own, strict=True)))
     lengths = spans.end - spans.begin
-    cut = (spans.leads == 0) | (lengths * (GRAIN * programs) > lengths.sum())
+    cut = (spans.leads == 0) | (lengths * parts > lengths.sum())
     first_slots = np.where(cut, spans.begin // SPLIT, -(-spans.end // SPLIT) - 1)
     whole_rows = np.concatenate([np.zeros(len(shared.rows), np.bool_), alone])
     finished = whole_rows & (~cut | (spans.splits == 1))
