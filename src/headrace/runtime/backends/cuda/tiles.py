@@ -22,8 +22,8 @@ FINISHED = -1
 # Tiles are cut that are longer than an eighth of what a program has to do: so the last program ends
 # late by that at most, and no more partial results are written than it takes.
 GRAIN = 8
-# Partial results that a step may leave, of at most as many bytes as all heads of a row are: more
-# than this would not pay for being written, and take memory that is not reserved.
+# Partial results (a row's, of all heads) that a step may leave: in a model of 32 heads of 128 they
+# take 128 MiB. A step that would leave more is cut less.
 MOST_PARTIALS = 8192
 # Splits that need not be read because a step has shared tiles, from which on it has them: below,
 # the host's sorting and the look-up of rows cost what a megabyte read a layer does.

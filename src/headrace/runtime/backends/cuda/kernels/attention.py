@@ -79,7 +79,8 @@ def load_rows(tile, members, query, valid):
     """The rows of a tile: adjacent ones, or those that `members` names from its first on."""
     places = tl.load(tile + 1) + query
     named = valid & (tl.load(tile + 3) != 0)
-    return tl.load(members + places, mask=named, other=0) + tl.where(named, 0, places)
+    rows = tl.load(members + places, mask=named, other=0) + tl.where(named, 0, places)
+    return rows.to(tl.int64)
 
 
 @triton.jit
@@ -218,9 +219,8 @@ def attend_tiles(
         end = tl.load(tile + 5)
         slot = tl.load(tile + 6)
         heads = kv_head * GROUP + offsets_m % GROUP
-        row_at = rows.to(tl.int64)
         shown = valid[:, None] & (offsets_d < head_size)[None, :]
-        at = (row_at * (width + 2 * kv_heads * head_size) + heads * head_size)[:, None] + offsets_d
+        at = (rows * (width + 2 * kv_heads * head_size) + heads * head_size)[:, None] + offsets_d
         queries = tl.load(qkv + at, mask=shown, other=0.0)
         highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
@@ -252,7 +252,7 @@ def attend_tiles(
             highest, total, sums = fold(highest, total, sums, more_highest, more_total, more_sums)
         if slot == FINISHED:
             result = finish(highest, total, sums, sinks, heads, valid, SINKS)
-            place = (row_at * width + heads * head_size)[:, None] + offsets_d[None, :]
+            place = (rows * width + heads * head_size)[:, None] + offsets_d[None, :]
             tl.store(out + place, result.to(out.dtype.element_ty), mask=shown)
         else:
             partial = (tl.load(bases + rows, mask=valid, other=0) + slot).to(tl.int64)
