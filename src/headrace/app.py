@@ -37,7 +37,8 @@ from headrace.gateway.engine_metrics import watch_engines, watch_residency
 from headrace.gateway.keyring import Keyring
 from headrace.gateway.offline.endpoints import Offline
 from headrace.gateway.offline.runner import Runner
-from headrace.gateway.offline.store import OfflineStore
+from headrace.gateway.offline.store import FOLDER, OfflineStore
+from headrace.gateway.probes import Probes
 from headrace.gateway.reload import Reloader
 from headrace.gateway.residents import Residents
 from headrace.gateway.services import HEARTBEAT, Deployment, Services
@@ -102,15 +103,19 @@ class App:
         server = services.configuration.server
         page = console.routes(recorder.store, server.host, lambda: self.stopping())
         local = services.providers.get(LOCAL)
-        admin: list[Route] = []
-        if isinstance(local, LocalProvider):
-            admin = Adapters(services, local, pull).routes() + Residents(services, local).routes()
-        answers = generations(services)
         directory = data_directory(services.configuration)
+        admin: list[Route] = []
+        self._carry: Callable[[Configuration], Configuration] = lambda filed: filed
+        if isinstance(local, LocalProvider):
+            adapters = Adapters(services, local, pull, directory)
+            self._carry = adapters.carried
+            admin = adapters.routes() + Residents(services, local).routes()
+        answers = generations(services)
         stored = OfflineStore(recorder.store.engine, directory, lambda: services.wall())
         self.runner = Runner(services, answers, stored)
         offline = Offline(services, stored, self.runner).routes()
-        routes = [*offline, *admin, *page]
+        self.probes = Probes(services)
+        routes = [*offline, *admin, *self.probes.routes(), *page]
         self.asgi: ASGIApp = build(services, answers, routes, self._lifespan)
         if lines is not None and services.configuration.logging.requests:
             self.asgi = AccessLog(self.asgi, lines, ANSWERING, services.clock)
@@ -160,6 +165,7 @@ class App:
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,
             keyring=Keyring(directory, configuration, clock, time.time, board),
+            uploads=directory / FOLDER,
             admin_key=None if admin_key is None else resolve(admin_key, environ),
             conversations=Conversations(recorder.store.engine, time.time)
             if configuration.log.content
@@ -176,7 +182,6 @@ class App:
 
         `read` loads it; it raises ConfigurationError where it is not in order.
         """
-        directory = data_directory(self.services.configuration)
 
         def read_all() -> Loaded:
             self._qualities.refresh()
@@ -187,7 +192,8 @@ class App:
             path,
             read_all,
             lambda configuration: _remote(configuration, environ),
-            lambda loaded: keep(directory, loaded, time.time()),
+            self._carry,
+            data_directory(self.services.configuration),
         )
 
     async def start(self) -> None:
@@ -202,6 +208,7 @@ class App:
             self.services.keyring.start()
             self._telling = asyncio.create_task(self._tell())
             self.runner.start()
+            self.probes.start()
             if self.reloader is not None:
                 self.reloader.start()
         except ExceptionGroup as errors:
@@ -209,7 +216,7 @@ class App:
 
     async def close(self) -> None:
         """Let running calls say their end, then release everything; what was recorded is kept."""
-        await self.runner.close()
+        await asyncio.gather(self.runner.close(), self.probes.close())
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await self.services.admission.idle()

@@ -29,12 +29,18 @@ class Entry(Struct, frozen=True):
     version: str
 
 
-def keep(directory: Path, loaded: Loaded, at: float) -> None:
-    """Keep what is in force from `at` (Unix seconds) on. Raises OSError."""
+def keep_version(directory: Path, loaded: Loaded) -> None:
+    """Keep a version, so that a decision can be made again by it. Raises OSError."""
     folder = directory / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     content = msgspec.json.encode(loaded.configuration, order="deterministic")
     _write(folder / f"{loaded.version}.json", content)
+
+
+def keep(directory: Path, loaded: Loaded, at: float) -> None:
+    """Keep what is in force from `at` (Unix seconds) on. Raises OSError."""
+    keep_version(directory, loaded)
+    folder = directory / FOLDER
     if loaded.text is not None:
         _write(folder / f"{loaded.version}.yaml", loaded.text)
     with (folder / HISTORY).open("a") as file:

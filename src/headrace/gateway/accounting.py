@@ -12,6 +12,7 @@ from headrace.gateway.services import Services
 from headrace.observability.record import AttemptRecord, CallRecord, CallStatus
 from headrace.protocol.errors import HeadraceError
 from headrace.protocol.generation import AnyRequest, EngineTimings, GenerationRequest, Usage
+from headrace.protocol.media import MediaRequest
 from headrace.router.decide import digest
 
 _SILENT = GenerationRequest(endpoint="chat", model="")  # says nothing
@@ -43,14 +44,9 @@ def record_of(
 ) -> CallRecord:
     """The record of `call` as it stands."""
     finished = call.answer.finished
-    if finished is not None:
-        usage = finished.usage
-    elif call.answer.deltas:  # cut short: its usage was never told
-        usage = Usage(0, call.answer.deltas, provenance="estimated")
-    else:
-        usage = NOTHING
-    said = call.answer.deltas or call.answer.encoded is not None
     own = _own(call)
+    attempts = _attempts(call, own)
+    usage = _usage(call, attempts)
     served = call.served
     plan = call.plan
     content = call.deployment.configuration.log.content
@@ -69,7 +65,7 @@ def record_of(
         version=call.deployment.version,
         served_model=None if served is None else served.model,
         provider=None if served is None else served.provider,
-        attempts=(attempts := _attempts(call, own)),
+        attempts=attempts,
         skipped=() if plan is None else tuple(msgspec.to_builtins(plan.skipped)),
         cache=call.cache,
         ttft=None if call.first_delta is None else call.first_delta - call.started,
@@ -91,8 +87,18 @@ def record_of(
         error_code=None if error is None else error.code or error.kind,
         engine=None if timings is None else _engine(timings),
         input=_input(call) if content else None,
-        output=call.answer.content() if content and said else None,
+        output=None if call.answer.silent or not content else call.answer.content(),
     )
+
+
+def _usage(call: Call, attempts: tuple[AttemptRecord, ...]) -> Usage:
+    """What the caller got; of an answer that was cut short, or never began, an estimate."""
+    if call.answer.finished is not None:
+        return call.answer.finished.usage
+    if call.answer.deltas:
+        prompt = 0 if call.decision is None else call.decision.facts.prompt_tokens
+        return Usage(prompt, call.answer.deltas, provenance="estimated")
+    return next((one.usage for one in reversed(attempts) if one.usage is not None), NOTHING)
 
 
 def _own(call: Call) -> bool:
@@ -146,6 +152,8 @@ def _input(call: Call) -> dict[str, Any] | None:
     request = call.request
     if request is None:
         return None
+    if isinstance(request, MediaRequest):
+        return request.recorded()
     return {
         name: value
         for name, default in _told(type(request))

@@ -7,12 +7,14 @@
 
 An adapter is a model of the configuration in force like any other: the configuration is replaced
 as a whole and has another version. The file is not written: what shall outlive the process
-belongs there, as a model with an `adapter`.
+belongs there, as a model with an `adapter`. A change of the file leaves what was loaded here,
+unless it gives the name to something else, or has the model under it no more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,11 +26,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from headrace.config.load import Loaded, version_of
-from headrace.config.schema import LOCAL, Model
+from headrace.config.schema import LOCAL, Configuration, Model
 from headrace.gateway.admin import guarded, read_fields
 from headrace.gateway.endpoints import JSON
-from headrace.gateway.services import Deployment, Services
+from headrace.gateway.reload import remember
+from headrace.gateway.services import Services
 from headrace.protocol.errors import HeadraceError, InvalidField, ModelNotFound, NotFound
 from headrace.providers.local import LocalProvider
 from headrace.registry.errors import RegistryError
@@ -36,6 +38,8 @@ from headrace.router.rules import known_names
 
 PATH = "/admin/adapters"
 NAME = re.compile(r"[!-~](?:[\x20-~]{0,126}[!-~])?")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +52,23 @@ class Added:
 
 
 class Adapters:
-    """The endpoints. `fetch` gives the files of a reference; it may block."""
+    """The endpoints. `fetch` gives the files of a reference; it may block. Each version of the
+    configuration is kept in `directory`, for decisions to be made again."""
 
     def __init__(
-        self, services: Services, local: LocalProvider, fetch: Callable[[str], Path]
+        self,
+        services: Services,
+        local: LocalProvider,
+        fetch: Callable[[str], Path],
+        directory: Path,
     ) -> None:
         self._services = services
+        self._directory = directory
         self._local = local
         self._fetch = fetch
         self._added: dict[str, Added] = {}
         self._models: dict[str, Model] = {}  # as they are served, by the same names
+        self._leaving: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[Route]:
         """The paths."""
@@ -90,7 +101,7 @@ class Adapters:
         before = self._models.get(added.name)
         self._added[added.name] = added
         self._models[added.name] = structs.replace(base, adapter=unique)
-        self._serve({added.name: self._models[added.name]})
+        await self._serve({added.name: self._models[added.name]})
         await self._release(before)
         return _json(asdict(added))
 
@@ -101,9 +112,28 @@ class Adapters:
             raise NotFound(f"No adapter '{name}' was loaded here.")
         added = self._added.pop(name)
         before = self._models.pop(name)
-        self._serve({name: None})
+        await self._serve({name: None})
         await self._release(before)
         return _json(asdict(added))
+
+    def carried(self, configuration: Configuration) -> Configuration:
+        """A changed file's configuration, with what was loaded here; what has no place in it any
+        more is dropped."""
+        taken = known_names(configuration)
+        models: dict[str, Model] = {}
+        for name, model in list(self._models.items()):
+            base = configuration.models.get(self._added[name].model)
+            if name in taken or base is None or (base.source, base.adapter) != (model.source, None):
+                log.warning("Adapter '%s' is dropped: the file's change leaves it no place.", name)
+                del self._added[name], self._models[name]
+                task = asyncio.create_task(self._release(model))
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
+            else:
+                models[name] = self._models[name] = structs.replace(base, adapter=model.adapter)
+        if not models:
+            return configuration
+        return structs.replace(configuration, models={**configuration.models, **models})
 
     def _base(self, added: Added) -> Model:
         """The model under an adapter. Raises InvalidField, ModelNotFound."""
@@ -119,14 +149,14 @@ class Adapters:
             raise InvalidField("model", "expected a model of the local engine without an adapter.")
         return base
 
-    def _serve(self, changes: Mapping[str, Model | None]) -> None:
+    async def _serve(self, changes: Mapping[str, Model | None]) -> None:
         """Put a configuration in force with these models, or without them."""
         deployment = self._services.now
         every = {**deployment.configuration.models, **changes}
         models = {name: model for name, model in every.items() if model is not None}
         configuration = structs.replace(deployment.configuration, models=models)
-        loaded = Loaded(configuration, version_of(configuration))
-        self._services.now = Deployment.of(loaded, deployment.providers)
+        self._services.now = now = deployment.changed(configuration)
+        await remember(self._directory, now)
 
     async def _release(self, model: Model | None) -> None:
         if model is not None and model.adapter is not None:

@@ -44,6 +44,11 @@ ANSWERING: Mapping[str, Endpoint] = {
     "/v1/embeddings": "embeddings",
     "/v1/rerank": "rerank",
     "/v1/classify": "classify",
+    "/v1/images/generations": "images",
+    "/v1/images/edits": "image_edits",
+    "/v1/audio/speech": "speech",
+    "/v1/audio/transcriptions": "transcriptions",
+    "/v1/audio/translations": "translations",
 }
 
 log = logging.getLogger(__name__)
@@ -130,7 +135,7 @@ def build(
     app.router.redirect_slashes = False  # an unknown path is said to be unknown
     host = services.configuration.server.host
     door = Door(_Straight(answering, app), services.keyring, services.admin_key, failed)
-    return Hosts(door, host, failed) if is_loopback(host) else door
+    return Hosts(door, services.keyring, host, failed) if is_loopback(host) else door
 
 
 class _Straight:

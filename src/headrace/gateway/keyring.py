@@ -58,6 +58,11 @@ class Charge:
         """Whose call it is."""
         return OPEN_TENANT if self.holder is None else self.holder.key.name
 
+    @property
+    def budgeted(self) -> bool:
+        """Whether a key with a budget pays for it."""
+        return self.holder is not None and self.holder.wallet is not None
+
     def permit(self, model: str) -> None:
         """Raise PermissionDenied unless the key may ask for `model`."""
         may = () if self.holder is None else self.holder.key.models

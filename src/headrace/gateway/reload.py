@@ -2,17 +2,18 @@
 told in the log, and what was in force stays.
 
 A running call keeps the deployment that it began with, to its end; providers that no call needs
-any more are closed then.
+any more are closed then. What was added over the admin API is carried into the new deployment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from headrace.config.load import ConfigurationError, Loaded
+from headrace.config.history import keep, keep_version
+from headrace.config.load import ConfigurationError, Loaded, version_of
 from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import SecretError
 from headrace.gateway.services import Deployment, Services
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 Mark = tuple[int, int, int] | None
 Connect = Callable[[Configuration], Mapping[str, Provider]]  # the remote providers, not started
-Keep = Callable[[Loaded], None]
+Carry = Callable[[Configuration], Configuration]  # with what was added beside the file
 
 
 class NeedsRestart(Exception):
@@ -35,7 +36,8 @@ class NeedsRestart(Exception):
 
 
 class Reloader:
-    """Watches `path`. `read` loads the configuration again; it may raise ConfigurationError."""
+    """Watches `path`. `read` loads the configuration again; it may raise ConfigurationError.
+    Versions are kept in `directory`."""
 
     def __init__(
         self,
@@ -43,13 +45,16 @@ class Reloader:
         path: Path,
         read: Callable[[], Loaded],
         connect: Connect,
-        keep: Keep,
+        carry: Carry,
+        directory: Path,
     ) -> None:
         self._services = services
         self._path = path
         self._read = read
         self._connect = connect
-        self._keep = keep
+        self._carry = carry
+        self._directory = directory
+        self._filed = services.version  # of the file that is in force
         self._mark = self._look()
         self._task: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -72,20 +77,24 @@ class Reloader:
         """
         services = self._services
         loaded = await asyncio.to_thread(self._read)
-        before = services.now
-        if loaded.version == before.version:
+        if loaded.version == self._filed:
             return
-        _check(before.configuration, loaded.configuration)
-        providers = await self._providers(before, loaded.configuration)
-        await asyncio.to_thread(self._keep, loaded)
-        # from here to the end nothing waits: a call sees one deployment or the other
-        services.keyring.configure(loaded.configuration)
-        services.now = Deployment.of(loaded, providers)
-        log.info("Configuration %s is in force (before: %s).", loaded.version, before.version)
+        _check(services.configuration, loaded.configuration)
+        providers = await self._providers(services.now, loaded.configuration)
+        await asyncio.to_thread(keep, self._directory, loaded, services.wall())
+        # from here on nothing waits: a call sees one deployment or the other
+        before, configuration = services.now, self._carry(loaded.configuration)
+        services.keyring.configure(configuration)
+        services.now = now = Deployment.of(
+            Loaded(configuration, version_of(configuration)), providers
+        )
+        self._filed = loaded.version
+        log.info("Configuration %s is in force (before: %s).", now.version, before.version)
         gone = [p for p in before.providers.values() if p not in providers.values()]
-        leaving = asyncio.create_task(_leave(before, gone))
+        leaving = asyncio.create_task(_leave(before, gone, tuple(self._leaving)))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
+        await remember(self._directory, now)
 
     async def _providers(
         self, before: Deployment, configuration: Configuration
@@ -132,17 +141,33 @@ def _check(before: Configuration, after: Configuration) -> None:
             old, new = getattr(old, part), getattr(new, part)
         if old != new:
             raise NeedsRestart(f"'{name}' is read when the server starts; start it again.")
-    here = {model.source for model in before.models.values() if model.provider == LOCAL}
+    ours = [model for model in before.models.values() if model.provider == LOCAL]
+    here = {model.source for model in ours} | {model.upstream for model in ours}
     for name, model in after.models.items():
-        if model.provider == LOCAL and model.source not in here:
+        if model.provider == LOCAL and model.upstream not in here:
+            missing = model.source if model.source not in here else model.adapter
             raise NeedsRestart(
-                f"models.{name}: '{model.source}' is loaded when the server starts; start it again."
+                f"models.{name}: '{missing}' is loaded when the server starts; start it again."
             )
 
 
-async def _leave(deployment: Deployment, providers: list[Provider]) -> None:
-    """Close the providers once no call of their deployment runs."""
+async def remember(directory: Path, deployment: Deployment) -> None:
+    """Keep the version of a deployment that no file has."""
+    loaded = Loaded(deployment.configuration, deployment.version)
     try:
+        await asyncio.to_thread(keep_version, directory, loaded)
+    except OSError as error:
+        log.error("Configuration %s is not kept for replays: %s", deployment.version, error)
+
+
+async def _leave(
+    deployment: Deployment, providers: list[Provider], earlier: Collection[asyncio.Task[None]]
+) -> None:
+    """Close the providers once no call of their deployment runs, nor one of those that left
+    before it: they may have them too."""
+    try:
+        if earlier:
+            await asyncio.wait(earlier)
         await deployment.calls.idle()
     finally:
         await asyncio.gather(*(one.close() for one in providers), return_exceptions=True)

@@ -109,6 +109,8 @@ class Trial:
         ground, attempt = self._ground, self.attempt
         now = ground.clock()
         message, code = self._told(failure, now)
+        usage = self._usage(failure)
+        price = ground.configuration.models[attempt.model].rates
         ground.records.append(
             AttemptRecord(
                 model=attempt.model,
@@ -119,7 +121,8 @@ class Trial:
                 ttft=self._ttft(),
                 predicted_ttft=attempt.ttft,
                 predicted_itl=attempt.itl,
-                cost=self._cost(failure),
+                usage=usage,
+                cost=0.0 if usage is None else cost(price, usage),
                 error=message,
                 error_code=code,
             )
@@ -157,16 +160,15 @@ class Trial:
             return None
         return self._first - self._begun
 
-    def _cost(self, failure: BaseException | None) -> float | None:
-        """Dollars, None where the price is not known. An answer that did not end is estimated by
-        what came of it; one that had not begun costs its prompt, unless the upstream refused it."""
-        price = self._ground.configuration.models[self.attempt.model].rates
+    def _usage(self, failure: BaseException | None) -> Usage | None:
+        """The tokens that it is taken to have used. An answer that did not end is estimated by what
+        came of it; one that had not begun has its prompt, None where the upstream refused it."""
         if self.finished is not None:
-            return cost(price, self.finished.usage)
+            return self.finished.usage
         refused = isinstance(failure, Exception) and not isinstance(failure, UpstreamTimeout)
         if self._first is None and refused:
-            return 0.0
-        return cost(price, Usage(self._ground.prompt_tokens, self._deltas))
+            return None
+        return Usage(self._ground.prompt_tokens, self._deltas, provenance="estimated")
 
 
 def _unfinished() -> UpstreamError:

@@ -76,20 +76,24 @@ class Metrics:
             if seconds is not None:
                 tally.add(seconds)
 
-    def gauge(self, name: str, documentation: str, read: Callable[[], Reading]) -> None:
+    def gauge(
+        self, name: str, documentation: str, read: Callable[[], Reading], label: str = "model"
+    ) -> None:
         """Add a gauge whose value is read at each scrape.
 
-        A mapping gives one value per label `model`. Raises ValueError if the name is taken.
+        A mapping gives one value per value of `label`. Raises ValueError if the name is taken.
         """
-        self._watch(_Read(name, documentation, read, GaugeMetricFamily, self._elsewhere))
+        self._watch(_Read(name, documentation, read, GaugeMetricFamily, self._elsewhere, label))
 
-    def counter(self, name: str, documentation: str, read: Callable[[], Reading]) -> None:
+    def counter(
+        self, name: str, documentation: str, read: Callable[[], Reading], label: str = "model"
+    ) -> None:
         """Add a counter (`_total` is put after its name) whose value is read at each scrape."""
         before = self._before.get(name)
         if before is not None:
             now = read
             read = lambda: _sum(now(), before)  # noqa: E731
-        self._watch(_Read(name, documentation, read, CounterMetricFamily, self._elsewhere))
+        self._watch(_Read(name, documentation, read, CounterMetricFamily, self._elsewhere, label))
 
     def watch_lost(self, read: Callable[[], int]) -> None:
         """Add `headrace_records_lost_total`, read from the recorder."""
@@ -271,6 +275,7 @@ class _Read(Collector):
         read: Callable[[], Reading],
         family: type[GaugeMetricFamily] | type[CounterMetricFamily],
         elsewhere: Callable[[str], list[Reading]],
+        label: str,
     ) -> None:
         self.name = name
         self.read = read
@@ -278,6 +283,7 @@ class _Read(Collector):
         self._describe = (name, documentation)
         self._family = family
         self._elsewhere = elsewhere
+        self._label = label
 
     def collect(self) -> Iterator[Metric]:
         try:
@@ -288,9 +294,9 @@ class _Read(Collector):
         for other in self._elsewhere(self.name):
             value = _sum(value, other)
         if isinstance(value, Mapping):
-            metric = self._family(*self._describe, labels=["model"])
-            for model, number in value.items():
-                metric.add_metric([model], number)
+            metric = self._family(*self._describe, labels=[self._label])
+            for named, number in value.items():
+                metric.add_metric([named], number)
         else:
             metric = self._family(*self._describe, value=value)
         yield metric

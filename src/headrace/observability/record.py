@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from headrace.protocol.generation import Usage
+
 CacheOutcome = Literal["hit", "shared", "miss", "off"]
 CallStatus = Literal["ok", "error", "cancelled"]
 
@@ -21,7 +23,8 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     ttft: float | None = None
     predicted_ttft: float | None = None
     predicted_itl: float | None = None
-    cost: float | None = 0.0  # dollars; estimated where the attempt did not end well
+    usage: Usage | None = None  # None where it used nothing
+    cost: float | None = 0.0  # dollars of that usage
     error: str | None = None
     error_code: str | None = None
 

@@ -14,25 +14,28 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from .adapters import Adapters
 from .admission import admit, encode
 from .backends.base import Backend, KVLayout, KVType
-from .backends.choice import choose
+from .backends.choice import choose, choose_for_ranks
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout
 from .loop import Loop
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
+from .models.program import Program
 from .options import DEFAULT_OPTIONS, EngineOptions
 from .pace import Pace
 from .placement import layout
 from .postprocess import Taken, tell
+from .ranks.leader import Job, lead
 from .request import (
     DEFAULT_SAMPLING,
     Counters,
@@ -52,6 +55,7 @@ from .scheduler import Scheduler
 from .sequence import Sequence
 from .speculation.model import DraftModel, load_draft_model
 from .speculation.speculator import Speculator
+from .weights.tensor import Tensor
 
 __all__ = ["Completion", "Engine", "EngineOptions"]
 
@@ -110,14 +114,13 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), OSError, ValueError (options; a draft
         model of another vocabulary).
         """
-        load = choose(options.backend)
-        quantization, threads = options.quantization, options.threads
-        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         blocks = -(-options.kv_tokens // options.block_size)
         dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
-        program = decoder_program(checkpoint.architecture)
-        backend = load(program, checkpoint.weights, kv, options.threads)
+        load = loader(path, options, kv)
+        quantization, threads = options.quantization, options.threads
+        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
+        backend = load(decoder_program(checkpoint.architecture), checkpoint.weights)
         draft = None
         if options.draft is not None and options.speculation:
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
@@ -314,3 +317,16 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def loader(
+    path: Path, options: EngineOptions, kv: KVLayout
+) -> Callable[[Program, Mapping[str, Tensor]], Backend]:
+    """What makes a backend of a program and its weights: here, or in the processes of several
+    ranks. Raises ValueError where there is no such backend, or not enough devices."""
+    size = options.tensor_parallel
+    if size == 1:
+        return partial(choose(options.backend), kv=kv, threads=options.threads)
+    name = choose_for_ranks(options.backend, size)
+    job = Job(path, name, size, kv, options.kv_tokens, options.threads, options.quantization)
+    return partial(lead, job)

@@ -53,6 +53,7 @@ class EngineOptions:
     quantization: Quantization | None = None  # of float weights, when they are loaded
     kv_dtype: KVChoice = "auto"  # of the KV cache; auto: f16
     draft: Path | None = None  # a smaller model of the same vocabulary, for speculation
+    tensor_parallel: int = 1  # GPUs that share the model
 
 
 DEFAULT_OPTIONS = EngineOptions()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from headrace.config.history import configuration_of
 from headrace.config.schema import Configuration, Engine, Log, Model
+from headrace.gateway.reload import NeedsRestart
 from tests.fakes.adapter import write_adapter
 from tests.fakes.gateway import COMPLETIONS, Running, configured, running
 from tests.fakes.upstream import FakeUpstream
@@ -116,6 +118,48 @@ async def test_a_stream_ends_with_the_adapter_that_is_dropped_under_it(
         await asyncio.sleep(0.005)
     assert await drop(gateway, "one") == 200
     assert await streams == [whole] * 3
+
+
+FILE = """\
+engine: {{backend: reference, kv_tokens: 2048}}
+models:
+  base: {{source: ref}}
+{extra}
+log: {{directory: "{directory}"}}
+"""
+
+
+async def test_an_adapter_outlives_a_change_of_the_file_unless_the_file_takes_its_place(
+    tiny: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "headrace.yaml"
+
+    def write(extra: str) -> None:
+        file.write_text(FILE.format(directory=tmp_path, extra=extra))
+
+    write("")
+    async with running(None, {"ref": tiny}, file=file) as gateway:
+        reloader = gateway.app.reloader
+        assert reloader is not None
+        assert await load(gateway, "one", write_adapter(tmp_path / "one", 1)) == 200
+        assert await load(gateway, "two", write_adapter(tmp_path / "two", 2)) == 200
+        answers = await said(gateway, "one"), await said(gateway, "two")
+        write("routes: [{name: r, when: {model: other}, try: [base]}]")
+        await reloader.reload()
+        assert set(await names(gateway)) == {"base", "one", "two", "other"}
+        assert (await said(gateway, "one"), await said(gateway, "two")) == answers
+        for record in await gateway.records():
+            assert configuration_of(tmp_path, str(record.version)) is not None  # for a replay
+        write("  two: {source: ref}")
+        await reloader.reload()
+        assert await said(gateway, "one") == answers[0]
+        assert await said(gateway, "two") == await said(gateway, "base")
+        async with gateway.http.get(gateway.url + ADMIN) as response:
+            listed = (await response.json())["adapters"]
+        assert [one["name"] for one in listed] == ["one"]
+        write("  three: {source: ref, adapter: new}")
+        with pytest.raises(NeedsRestart, match=r"models\.three: 'new' is loaded when"):
+            await reloader.reload()
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_never_looks_fin
     assert record.output == {"text": "Hel"}
     assert record.finish_reason is None
     assert record.usage_provenance == "estimated"
+    assert (record.prompt_tokens, record.completion_tokens) == (1, 1)
 
 
 async def test_the_client_raises_when_a_stream_breaks(

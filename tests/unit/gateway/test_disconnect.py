@@ -59,6 +59,12 @@ async def test_hanging_up_stops_the_upstream_and_the_record_says_cancelled(
     assert record.status == "cancelled"
     assert record.finish_reason is None
     assert [attempt.error_code for attempt in record.attempts] == ["cancelled"]
+    # The upstream bills what it read, and what it wrote until it noticed.
+    (attempt,) = record.attempts
+    assert attempt.usage is not None
+    assert attempt.usage.provenance == record.usage_provenance == "estimated"
+    assert attempt.usage.prompt_tokens == record.prompt_tokens > 0
+    assert attempt.cost == record.cost != 0
     assert gateway.app.services.router.health.cooling() == {}
 
 

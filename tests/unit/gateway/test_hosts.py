@@ -7,6 +7,8 @@ import pytest
 from headrace.protocol.hosts import is_loopback, is_own_host
 from tests.fakes.gateway import Running
 
+STRANGE = {"Host": "evil.example"}
+
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/metrics"])
 async def test_a_name_that_leads_here_is_not_this_server(gateway: Running, path: str) -> None:
@@ -21,6 +23,22 @@ async def test_a_name_that_leads_here_is_not_this_server(gateway: Running, path:
 async def test_its_own_names_are(gateway: Running, host: str) -> None:
     answer = await gateway.http.get(gateway.url + "/v1/models", headers={"Host": host})
     assert answer.status == 200
+
+
+async def test_with_keys_calls_are_answered_under_any_name_and_the_page_is_not(
+    gateway: Running,
+) -> None:
+    async with gateway.http.post(f"{gateway.url}/admin/keys", json={"name": "app"}) as response:
+        key = {"authorization": f"Bearer {(await response.json())['key']}"}
+    for path, headers, status in (
+        ("/v1/models", STRANGE, 401),
+        ("/v1/models", {**STRANGE, **key}, 200),
+        ("/admin/keys", {**STRANGE, **key}, 403),
+        ("/", STRANGE, 403),
+        ("/metrics", STRANGE, 403),
+    ):
+        async with gateway.http.get(gateway.url + path, headers=headers) as answer:
+            assert answer.status == status, path
 
 
 def test_hosts_are_told_apart() -> None:

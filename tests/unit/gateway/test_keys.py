@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from headrace.config.schema import Limits
+from headrace.config.schema import Limits, Match, Model, Price, Route
 from headrace.gateway.door import Door
 from headrace.gateway.keyring import Keyring
 from headrace.gateway.keystore import Key, KeyStore
@@ -251,6 +251,26 @@ async def test_an_answer_without_a_bound_gets_one_where_the_key_has_a_budget(
     async with keyed(tmp_path, first, budget=1.0) as (gateway, good):
         assert await status(gateway, good, max_tokens=None) == 200
     assert first.received[0].body["max_tokens"] == 1024
+
+
+async def test_a_key_with_a_budget_is_not_let_to_a_model_whose_price_is_not_known(
+    first: FakeUpstream, tmp_path: Path
+) -> None:
+    secret = made(tmp_path, budget=1.0)
+    settings = configured(tmp_path, first)
+    unknown = Model(source="new", provider="up-first")
+    free = replace(unknown, price=Price(input=0, output=0))
+    route = Route(name="both", attempts=("unknown", "first"), when=Match(model="both"))
+    models = {**settings.models, "unknown": unknown, "free": free}
+    async with running(replace(settings, models=models, routes=(route,))) as gateway:
+        good = {"authorization": f"Bearer {secret}"}
+        async with gateway.post({**ASKED, "model": "unknown"}, **good) as response:
+            assert response.status == 400
+            assert "its price is not known" in (await response.json())["error"]["message"]
+        assert await status(gateway, good, model="free") == 200
+        async with gateway.post({**ASKED, "model": "both"}, **good) as response:
+            assert response.headers["x-headrace-model"] == "first"
+    assert [received.body["model"] for received in first.received] == ["new", "real-first"]
 
 
 async def inside(scope: Scope, receive: Receive, send: Send) -> None:

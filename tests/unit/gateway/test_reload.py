@@ -84,6 +84,29 @@ async def test_a_running_stream_is_not_dropped_and_ends_on_what_it_began_with(
         assert old != new
 
 
+async def test_two_hundred_streams_go_on_over_a_reload_and_its_rollback(
+    file: Written, first: FakeUpstream
+) -> None:
+    gate = Gate()
+    first.answer(Script([*chat("a").parts[:2], gate, *chat("b").parts]))
+    async with running(None, file=file.path) as gateway:
+
+        async def one() -> bool:
+            async with gateway.post({**ASKED, "stream": True}) as response:
+                return (await response.text()).endswith("data: [DONE]\n\n")
+
+        streams = [asyncio.create_task(one()) for _ in range(200)]
+        await first.arrived(200)
+        # Both providers change, one after the other: each is closed when nobody needs it.
+        file.write("after", "second", two="http://127.0.0.1:9")
+        await reload(gateway)
+        file.write("again", "second", one="http://127.0.0.1:9", two="http://127.0.0.1:9")
+        await reload(gateway)
+        assert await route_of(gateway) == "again"
+        gate.opened.set()
+        assert all(await asyncio.gather(*streams))
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [

@@ -7,22 +7,25 @@ kernels run on a CPU, interpreted and slow, in float32: to be tested against the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import triton
 
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Pending, Sampled
+from ..base import Batch, Float32, KVLayout, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
 from .attention import query_block
 from .cache import Cache, new_cache
+from .choices import Choices, EventTimer, driver, folder, measured_on
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
+from .group import Ranks
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .running import Clock, Running
@@ -39,19 +42,31 @@ class Device:
     dtype: torch.dtype
     processors: int
     multiplies_fp8: bool = False
+    name: str = ""  # with those of the driver and the libraries
+    invariant: bool = False  # see `model.Model`
+    group: Ranks | None = None  # see `model.Model`
 
 
-def found_device() -> Device:
-    """The first GPU; the CPU for the interpreter."""
+def found_device(rank: int = 0) -> Device:
+    """The GPU of a rank; the CPU for the interpreter."""
     if interpreted():
         return Device(torch.device("cpu"), torch.float32, 2)
-    properties = torch.cuda.get_device_properties(0)
+    torch.cuda.set_device(rank)
+    properties = torch.cuda.get_device_properties(rank)
     return Device(
-        torch.device("cuda", 0),
+        torch.device("cuda", rank),
         torch.bfloat16,
         properties.multi_processor_count,
         (properties.major, properties.minor) >= (8, 9),
+        f"{properties.name} {driver()} torch {torch.__version__} triton {triton.__version__}",
     )
+
+
+def device_choices(on: Device) -> Choices:
+    """What was measured on a device, and a timer for what was not; nothing in the interpreter."""
+    if on.device.type != "cuda":
+        return Choices(None, None)
+    return Choices(measured_on(on.name, folder()), EventTimer(on.device))
 
 
 class CUDABackend:
@@ -59,7 +74,14 @@ class CUDABackend:
 
     queues = True
 
-    def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, on: Device):
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        kv: KVLayout,
+        on: Device,
+        choices: Choices | None = None,
+    ) -> None:
         self.kv = kv
         self.model = Model(
             program,
@@ -70,7 +92,10 @@ class CUDABackend:
             on.processors,
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
-            on.multiplies_fp8,
+            device_choices(on) if choices is None else choices,
+            on.group,
+            on.multiplies_fp8 and not on.invariant,
+            on.invariant,
         )
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
@@ -78,6 +103,7 @@ class CUDABackend:
         self.arena = Arena(on.device)
         self.generation = self.arena.generation
         self.graphs = Graphs([compile_op(op, self.model) for op in fused(program)], on.device)
+        self.model.choices.close()
         self.make_room(FEWEST_ROWS)
 
     def make_room(self, rows: int) -> None:
@@ -120,7 +146,7 @@ class CUDABackend:
         adapted = model.adapters.rows(batch)
         decodes = rows == len(batch.context_lengths) == len(batch.sampled_rows)
         padded = bucket(rows) if decodes else None
-        model.prefills = not decodes
+        model.prefills = not decodes or model.invariant  # tiles of one size
         if (padded or rows) > self.capacity:
             self.make_room(bucket(padded or rows))
         tile_rows = {
@@ -147,11 +173,7 @@ class CUDABackend:
 
     def launch(self, batch: Batch, after: Pending | None = None) -> Running:
         """Put a step on the stream; the host goes on. Raises MemoryError, ValueError."""
-        before = None
-        if batch.carried is not None:
-            if not isinstance(after, Running) or after.chosen is None:
-                raise ValueError("carried tokens need a step before that chooses them")
-            before = after.chosen.tokens
+        before = None if batch.carried is None else self.chosen_by(after)
         clock = Clock(self.model.device)
         try:
             running = Running(self.forward(batch, before), clock)
@@ -160,6 +182,17 @@ class CUDABackend:
         if batch.sampling is not None:
             running.choose(batch.sampling)
         return running
+
+    def chosen_by(self, step: Pending | None) -> torch.Tensor:
+        """The tokens of a step, on the device; those of ranks are rank 0's. Raises ValueError."""
+        group = self.model.group
+        if not isinstance(step, Running) or (step.chosen is None and not (group and group.rank)):
+            raise ValueError("carried tokens need a step before that chooses them")
+        if step.chosen is None:
+            found = torch.empty(len(step.logits), dtype=torch.int64, device=self.model.device)
+        else:
+            found = step.chosen.tokens
+        return found if group is None else group.share(found)
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises MemoryError."""
@@ -200,16 +233,25 @@ class CUDABackend:
         self.model.uploaded.clear()
         self.model.buffers.clear()
         self.model.cache = Cache("float", torch.zeros(0), torch.zeros(0))
+        if self.model.group is not None:
+            self.model.group.leave()
 
 
 def load(
-    program: Program, weights: Mapping[str, Tensor], kv: KVLayout, threads: int
+    program: Program,
+    weights: Mapping[str, Tensor],
+    kv: KVLayout,
+    threads: int,
+    place: Place | None = None,
 ) -> CUDABackend:
-    """Compile `program` over `weights` for the first GPU. `threads` says nothing here.
+    """Compile `program` over `weights` for the first GPU, or a rank's. `threads` says nothing here.
 
-    Raises MemoryError.
+    Raises MemoryError, and RuntimeError where the ranks do not meet.
     """
+    on = found_device(0 if place is None else place.rank)
+    if place is not None:
+        on = replace(on, group=Ranks(place, on.device))
     try:
-        return CUDABackend(program, weights, kv, found_device())
+        return CUDABackend(program, weights, kv, on)
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from error

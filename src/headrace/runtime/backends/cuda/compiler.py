@@ -15,6 +15,7 @@ import torch
 from ...models.program import (
     Activate,
     AddEmbedding,
+    AllReduce,
     Attention,
     Embed,
     GateMultiply,
@@ -57,6 +58,8 @@ def embed(op: Embed, model: Model) -> Launch:
             model.buffers[op.out],
             *table.pointers,
             step.tokens,
+            op.first or 0,
+            table.outputs,
             table.inputs,
             op.scale,
             **table.form,
@@ -113,8 +116,8 @@ def norm(op: Norm, model: Model) -> Launch:
 @compile_op.register
 def linear(op: Linear, model: Model) -> Launch:
     """A packed matrix product."""
-    multiply = products(op, model)
     coded = model.multiplies_fp8 and op in coded_linears(model.program, model.weights)
+    multiply = products(op, model, FEW if coded else None)
     normed = op.source in coded_by_norms(model.program, model.weights)
     bias = model.vector(*op.biases) if op.biases else None
 
@@ -132,8 +135,9 @@ def linear(op: Linear, model: Model) -> Launch:
     return launch
 
 
-def products(op: Linear, model: Model) -> Product:
-    """The products of a linear: one, or one for each run of weights of a format."""
+def products(op: Linear, model: Model, most: int | None) -> Product:
+    """The products of a linear with at most so many rows: one, or one for each run of weights of a
+    format."""
     runs = [
         tuple(run) for _, run in groupby(op.weights, key=lambda name: model.weights[name].format)
     ]
@@ -143,7 +147,7 @@ def products(op: Linear, model: Model) -> Product:
         weight = model.weight(*names)
         last = first + weight.outputs
         own = None if bias is None else bias[first:last]
-        parts.append((product(weight, own, model.processors), first, last))
+        parts.append((product(weight, own, model, most), first, last))
         first = last
 
     def multiply(source: torch.Tensor, out: torch.Tensor) -> None:
@@ -283,18 +287,32 @@ def pool(op: Pool, model: Model) -> Launch:
 
 @compile_op.register
 def logits(op: Logits, model: Model) -> Launch:
-    """Float32 logits of the sampled rows."""
-    multiply: Product = product(model.weight(op.weight), None, model.processors)
+    """Float32 logits of the sampled rows; those of all ranks on rank 0."""
+    weight = model.weight(op.weight)
+    multiply: Product = product(weight, None, model)
 
     def launch(step: Step) -> None:
         source = model.buffers[op.source].index_select(0, step.sampled_rows)
-        out = model.logits[: step.samples]
+        whole = model.logits[: step.samples]
+        out = whole.new_empty((step.samples, weight.outputs)) if op.parts else whole
         multiply(source, out)
         if op.scale != 1:
             out *= op.scale
         if op.cap:
             torch.tanh(out / op.cap, out=out)
             out *= op.cap
+        if op.parts:
+            model.ranks.gather(out, op.parts, whole)
+
+    return launch
+
+
+@compile_op.register
+def all_reduce(op: AllReduce, model: Model) -> Launch:
+    """The sum of all ranks' rows."""
+
+    def launch(step: Step) -> None:
+        model.ranks.sum(model.rows(op.out, step))
 
     return launch
 

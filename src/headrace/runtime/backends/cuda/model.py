@@ -14,7 +14,9 @@ from ...weights.tensor import Tensor
 from ..base import KVLayout
 from .adapters import Adapters
 from .cache import Cache
+from .choices import Choices
 from .float8 import Coded
+from .group import Ranks
 from .inputs import Step
 from .weights import DeviceWeight, upload
 
@@ -33,7 +35,10 @@ class Model:
     processors: int
     adapters: Adapters
     cache: Cache
+    choices: Choices
+    group: Ranks | None = None  # of a program's part: those who have the others
     multiplies_fp8: bool = False  # whether the chip's tensor cores do
+    invariant: bool = False  # a row's bits do not depend on how many rows there are
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
     coded: dict[str, Coded] = field(default_factory=dict)  # buffers that are read as E4M3 too
     logits: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -42,6 +47,13 @@ class Model:
     uploaded: dict[tuple[str, ...], DeviceWeight] = field(default_factory=dict)
     tables: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     prefills: bool = False  # whether the step at hand has rows that are not decodes
+
+    @property
+    def ranks(self) -> Ranks:
+        """The group of a program's part. Raises ValueError where the program is whole."""
+        if self.group is None:
+            raise ValueError("a part of a program was loaded without a place among ranks")
+        return self.group
 
     def weight(self, *names: str) -> DeviceWeight:
         """These weights as one on the device; each set is uploaded once."""

@@ -1,85 +1,241 @@
-"""Matrix products: which kernel, and how it is cut."""
+"""Matrix products: by which kernel, and how it is cut, for each number of rows.
+
+Our own kernel reads packed weights as they are, the library (cuBLAS) dense ones, for which packed
+ones are widened first. Where one overtakes the other depends on the chip, the shape and the
+format: `choices` measures it, at the LEVELS of rows. So a row's bits may change where the number
+of rows beside it passes a level; an `invariant` model keeps to one tiling of our own kernel
+instead, whose sums have one order whatever the number of rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from .kernels.linear import add_splits, project_rows
+from .kernels.linear import add_splits, embed_rows, project_rows
+from .model import Model, power
 from .weights import DeviceWeight
 
 Product = Callable[[torch.Tensor, torch.Tensor], None]  # source [rows, inputs], out [rows, outputs]
 
 FEW = 16  # rows up to which reading the weights is what bounds
-BLOCK_N = {16: 32, 64: 64}  # outputs of a program, by its rows
+LEVELS = (4, FEW, 64, 256, 1024)  # each the most rows of a choice; the last is for all above, too
+WIDENED = 1024  # from this level on packed weights may be widened: such steps are not captured
+INVARIANT = 64  # rows of the one tiling
+PIECE = 512  # rows at a time of an invariant product whose inputs are cut, to bound the parts
 BLOCK_K = {"dense": 128, "int8": 128, "fp8": 128, "int4": 256, "mxfp4": 256}
-WAVES = 4  # programs wanted for each processor
 LEAST = 512  # inputs of a part
+LIBRARY = "cuBLAS"
 
 
-def product(weight: DeviceWeight, bias: torch.Tensor | None, processors: int) -> Product:
-    """Out = source @ weight.T + bias."""
-    parts = splits(weight, processors)
-    part = -(-weight.inputs // (parts * BLOCK_K[weight.kind])) * BLOCK_K[weight.kind]
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A tiling that is not yet cut for a weight; `waves`: programs wanted for each processor."""
+
+    rows: int
+    block_n: int
+    block_k: int
+    waves: int
+    warps: int = 4
+    stages: int = 3
+
+
+FEW_SHAPES = (
+    Shape(16, 16, 256, 4, stages=4),
+    Shape(16, 32, 256, 4),
+    Shape(16, 64, 128, 4, stages=4),
+    Shape(16, 32, 128, 2, stages=5),
+    Shape(16, 16, 512, 2, warps=8),
+    Shape(16, 64, 256, 2, warps=8),
+)
+MANY_SHAPES = (
+    Shape(64, 64, 128, 2),
+    Shape(64, 32, 128, 2, stages=4),
+    Shape(64, 128, 64, 2, stages=4),
+    Shape(128, 128, 64, 1, warps=8),
+    Shape(128, 256, 64, 1, warps=8),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """A program computes `block_n` outputs of `rows` rows, `block_k` inputs at a time, over one of
+    `splits` parts of the inputs."""
+
+    rows: int
+    block_n: int
+    block_k: int
+    splits: int
+    warps: int
+    stages: int
+
+    @property
+    def name(self) -> str:
+        """All that it is, for a file and for people."""
+        cut = f" in {self.splits} parts" if self.splits > 1 else ""
+        size = f"{self.rows}x{self.block_n}x{self.block_k}"
+        return f"{size}{cut}, {self.warps} warps, {self.stages} stages"
+
+
+Way = Tiling | None  # None: the library
+
+
+def product(
+    weight: DeviceWeight, bias: torch.Tensor | None, model: Model, most: int | None = None
+) -> Product:
+    """Out = source @ weight.T + bias, of at most `most` rows."""
+    ways = [(level, chosen(weight, level, model)) for level in levels(model.invariant, most)]
 
     def multiply(source: torch.Tensor, out: torch.Tensor) -> None:
         rows = len(source)
-        if weight.kind == "dense" and rows > FEW:
-            many(source, weight.values, bias, out)
+        way = next((way for level, way in ways if rows <= level), ways[-1][1])
+        if way is None:
+            by_library(source, weight, bias, out)
             return
-        cut = parts if rows <= FEW else 1
-        size = 16 if rows <= FEW else 64
-        target = (
-            out if cut == 1 else out.new_empty((cut, rows, weight.outputs), dtype=torch.float32)
-        )
-        grid = (-(-weight.outputs // BLOCK_N[size]), -(-rows // size), cut)
-        project_rows[grid](
-            target,
-            source,
-            *weight.pointers,
-            bias,
-            rows,
-            weight.outputs,
-            weight.inputs,
-            part if cut > 1 else weight.inputs,
-            target.stride(-2),
-            **weight.form,
-            BIAS=bias is not None and cut == 1,
-            ROWS=size,
-            BLOCK_N=BLOCK_N[size],
-            BLOCK_K=BLOCK_K[weight.kind],
-        )
-        if cut > 1:
-            add_splits[(-(-out.numel() // 1024),)](
-                out,
-                target,
-                bias,
-                out.numel(),
-                weight.outputs,
-                out.stride(0),
-                BIAS=bias is not None,
-                SPLITS=cut,
-                BLOCK=1024,
-            )
+        piece = PIECE if model.invariant and way.splits > 1 else rows
+        for begin in range(0, rows, piece):
+            by_tiles(way, source[begin : begin + piece], weight, bias, out[begin : begin + piece])
 
     return multiply
 
 
-def splits(weight: DeviceWeight, processors: int) -> int:
-    """Parts that the inputs are cut into, from the weight's shape alone."""
-    programs = -(-weight.outputs // BLOCK_N[16])
-    wanted = -(-processors * WAVES // programs)
-    return max(1, min(wanted, weight.inputs // LEAST))
+def levels(invariant: bool, most: int | None = None) -> Sequence[int]:
+    """The levels of rows that have a choice of their own."""
+    if invariant:
+        return LEVELS[-1:]
+    return [level for level in LEVELS if most is None or level <= most]
 
 
-def many(
-    source: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+def chosen(weight: DeviceWeight, level: int, model: Model) -> Way:
+    """What multiplies by a weight up to so many rows."""
+    rows = FEW if model.invariant else level
+
+    @cache
+    def trial() -> tuple[torch.Tensor, torch.Tensor]:
+        source = torch.ones((rows, weight.inputs), dtype=model.dtype, device=model.device)
+        return source, source.new_empty((rows, weight.outputs))
+
+    def run(way: Way) -> None:
+        source, out = trial()
+        if way is None:
+            by_library(source, weight, None, out)
+        else:
+            by_tiles(way, source, weight, None, out)
+
+    name = f"{weight.outputs}x{weight.inputs} {weight.origin}, "
+    name += "any rows" if model.invariant else f"{level} rows"
+    return model.choices.fastest(name, list(ways(weight, level, model)), run)
+
+
+def ways(weight: DeviceWeight, level: int, model: Model) -> Iterator[tuple[str, Way]]:
+    """What a weight may be multiplied by, up to so many rows; the most likely first."""
+    if weight.kind == "dense" and level > FEW and not model.invariant:
+        yield LIBRARY, None
+    for shape in shapes(weight, level, model.invariant):
+        tiling = cut(shape, weight, FEW if model.invariant else level, model.processors)
+        yield tiling.name, tiling
+    if weight.kind == "dense" and level == FEW and not model.invariant:
+        yield LIBRARY, None
+    if weight.kind != "dense" and level >= WIDENED and not model.invariant:
+        yield f"widened, {LIBRARY}", None
+
+
+def shapes(weight: DeviceWeight, level: int, invariant: bool) -> Iterator[Shape]:
+    """The shapes of tiles that are worth a trial; the most likely first."""
+    if invariant:
+        yield from (shape for shape in MANY_SHAPES if shape.rows == INVARIANT)
+    elif level <= FEW:
+        yield Shape(FEW, 32, BLOCK_K[weight.kind], 4)
+        yield from FEW_SHAPES
+    elif weight.kind == "dense" and level >= WIDENED:
+        return  # the library's own field
+    else:
+        yield from (shape for shape in MANY_SHAPES if shape.rows <= level)
+
+
+def cut(shape: Shape, weight: DeviceWeight, rows: int, processors: int) -> Tiling:
+    """The shape with the parts of the inputs that fill a device of so many processors."""
+    programs = -(-weight.outputs // shape.block_n) * -(-rows // shape.rows)
+    wanted = -(-processors * shape.waves // programs)
+    parts = max(1, min(wanted, weight.inputs // LEAST))
+    return Tiling(shape.rows, shape.block_n, shape.block_k, parts, shape.warps, shape.stages)
+
+
+def by_tiles(
+    way: Tiling,
+    source: torch.Tensor,
+    weight: DeviceWeight,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
 ) -> None:
-    """The library's product, of many rows."""
+    """By our own kernel."""
+    rows, parts = len(source), way.splits
+    part = -(-weight.inputs // (parts * way.block_k)) * way.block_k
+    target = out
+    if parts > 1:
+        target = out.new_empty((parts, rows, weight.outputs), dtype=torch.float32)
+    project_rows[(-(-weight.outputs // way.block_n), -(-rows // way.rows), parts)](
+        target,
+        source,
+        *weight.pointers,
+        bias,
+        rows,
+        weight.outputs,
+        weight.inputs,
+        part,
+        target.stride(-2),
+        **weight.form,
+        BIAS=bias is not None and parts == 1,
+        ROWS=way.rows,
+        BLOCK_N=way.block_n,
+        BLOCK_K=way.block_k,
+        num_warps=way.warps,
+        num_stages=way.stages,
+    )
+    if parts > 1:
+        add_splits[(-(-out.numel() // 1024),)](
+            out,
+            target,
+            bias,
+            out.numel(),
+            weight.outputs,
+            out.stride(0),
+            BIAS=bias is not None,
+            SPLITS=parts,
+            BLOCK=1024,
+        )
+
+
+def by_library(
+    source: torch.Tensor, weight: DeviceWeight, bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    """By cuBLAS, whose sums go to `out` without being rounded to the weight's type before."""
+    values = weight.values if weight.kind == "dense" else widened(weight, source.dtype)
     if out.dtype == source.dtype:
         torch.mm(source, values.T, out=out)
     else:
-        out.copy_(source @ values.T)
+        torch.mm(source, values.T, out_dtype=out.dtype, out=out)
     if bias is not None:
         out += bias.to(out.dtype)
+
+
+def widened(weight: DeviceWeight, dtype: torch.dtype) -> torch.Tensor:
+    """A packed weight's values [outputs, inputs]."""
+    device = weight.values.device
+    out = torch.empty((weight.outputs, weight.inputs), dtype=dtype, device=device)
+    block = min(power(weight.inputs), 1024)
+    embed_rows[(weight.outputs, -(-weight.inputs // block))](
+        out,
+        *weight.pointers,
+        torch.arange(weight.outputs, dtype=torch.int32, device=device),
+        0,
+        weight.outputs,
+        weight.inputs,
+        1.0,
+        **weight.form,
+        BLOCK=block,
+    )
+    return out
