@@ -118,7 +118,7 @@ def add_norm(
         bias = None if op.bias is None else weight(op.bias)
         model.layer_norm(*place, bias, op.epsilon, add, op.add_scale)
     else:
-        raise UnsupportedProgram("backend cpu knows no RMS norm with a bias, and adds no layer norm")
+        raise UnsupportedProgram("backend cpu knows no RMS norm with a bias, and none to add")
 
 
 def check_activation(name: str) -> None:
