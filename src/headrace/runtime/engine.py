@@ -122,9 +122,13 @@ class Engine:
         checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
         backend = load(decoder_program(checkpoint.architecture), checkpoint.weights)
         draft = None
-        if options.draft is not None and options.speculation:
-            draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
-        return cls(checkpoint, backend, options, draft=draft)
+        try:
+            if options.draft is not None and options.speculation:
+                draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
+            return cls(checkpoint, backend, options, draft=draft)
+        except BaseException:
+            backend.close()
+            raise
 
     @property
     def backend(self) -> Backend:
