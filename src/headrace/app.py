@@ -35,7 +35,8 @@ from headrace.gateway.engine_metrics import watch_engines, watch_residency
 from headrace.gateway.keyring import Keyring
 from headrace.gateway.offline.endpoints import Offline
 from headrace.gateway.offline.runner import Runner
-from headrace.gateway.offline.store import OfflineStore
+from headrace.gateway.offline.store import FOLDER, OfflineStore
+from headrace.gateway.probes import Probes
 from headrace.gateway.reload import Reloader
 from headrace.gateway.residents import Residents
 from headrace.gateway.services import HEARTBEAT, Deployment, Services
@@ -90,7 +91,8 @@ class App:
         stored = OfflineStore(recorder.store.engine, directory, lambda: services.wall())
         self.runner = Runner(services, answers, stored)
         offline = Offline(services, stored, self.runner).routes()
-        routes = [*offline, *admin, *page]
+        self.probes = Probes(services)
+        routes = [*offline, *admin, *self.probes.routes(), *page]
         self.asgi: ASGIApp = build(services, answers, routes, self._lifespan)
         if lines is not None and services.configuration.logging.requests:
             self.asgi = AccessLog(self.asgi, lines, ANSWERING, services.clock)
@@ -135,6 +137,7 @@ class App:
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,
             keyring=Keyring(directory, configuration, clock, time.time),
+            uploads=directory / FOLDER,
             admin_key=None if admin_key is None else resolve(admin_key, environ),
             conversations=Conversations(recorder.store.engine, time.time)
             if configuration.log.content
@@ -176,6 +179,7 @@ class App:
                     group.create_task(provider.start())
             self.services.keyring.start()
             self.runner.start()
+            self.probes.start()
             if self.reloader is not None:
                 self.reloader.start()
         except ExceptionGroup as errors:
@@ -183,7 +187,7 @@ class App:
 
     async def close(self) -> None:
         """Let running calls say their end, then release everything; what was recorded is kept."""
-        await self.runner.close()
+        await asyncio.gather(self.runner.close(), self.probes.close())
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await self.services.admission.idle()

@@ -19,10 +19,10 @@ PROMPT = "The capital of France is Paris, and that of Italy is Rome. Q: What is"
 def test_three_ranks_of_a_real_model_agree_with_one_process(smollm2: Path) -> None:
     checkpoint = load_checkpoint(smollm2)
     program, weights = decoder_program(checkpoint.architecture), checkpoint.weights
-    tokens = checkpoint.vocabulary.encode(PROMPT)
-    kv = KVLayout(1, 32, "int8")
+    tokens = checkpoint.vocabulary.encode(PROMPT, add_bos=False)
+    kv = KVLayout(1, 32)
     batch = ragged_batch([(0, len(tokens))], np.array([[0]], np.int32), kv, tokens)
     one = ReferenceBackend(program, weights, kv).logits(batch)
     several = Together(program, weights, kv, 3).logits(batch)
     assert (several.argmax(axis=1) == one.argmax(axis=1)).all()
-    assert np.abs(several - one).max() < 1e-3 * np.abs(one).max()
+    assert np.abs(several - one).max() < 1e-4 * np.abs(one).max()

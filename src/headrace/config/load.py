@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.config.capabilities import capable
 from headrace.config.check import SourceFault, reference_problems, type_problems
 from headrace.config.document import MAX_BYTES, DocumentError, Problem, parse
 from headrace.config.prices import priced
@@ -91,7 +92,7 @@ def _configuration(path: Path, content: bytes, source_fault: SourceFault) -> Con
     problems = reference_problems(configuration, document, source_fault)
     if problems:
         raise ConfigurationError(path, _in_order(problems))
-    return priced(configuration)
+    return capable(priced(configuration))
 
 
 def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:

@@ -6,16 +6,13 @@ addresses only: the same name elsewhere may cost something else. A price in the 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct, structs
 
-from headrace.config.schema import LOCAL, Configuration, Model, Price
-
-_DATED = re.compile(r"-(\d{8}|\d{4}-\d\d-\d\d)$")  # a version of a model costs what the model does
+from headrace.config.hosted import listed
+from headrace.config.schema import Configuration, Model, Price
 
 
 class Listed(Struct, frozen=True):
@@ -43,11 +40,7 @@ def priced(configuration: Configuration) -> Configuration:
 
 
 def _priced(model: Model, configuration: Configuration) -> Model:
-    provider = configuration.providers.get(model.provider)
-    if model.provider == LOCAL or model.price != Price() or provider is None:
+    if model.price != Price():
         return model
-    listed = TABLE.hosts.get(urlsplit(provider.address or "").hostname or "")
-    if listed is None:
-        return model
-    name = model.source if model.source in listed.models else _DATED.sub("", model.source)
-    return structs.replace(model, price=listed.models.get(name, Price()))
+    price = listed(model, configuration, {host: of.models for host, of in TABLE.hosts.items()})
+    return model if price is None else structs.replace(model, price=price)

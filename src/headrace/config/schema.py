@@ -48,6 +48,14 @@ class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
     pool: Seconds = 5.0
 
 
+class Probe(Struct, frozen=True, forbid_unknown_fields=True):
+    """Asking whether all is well: so many seconds after the last call or probe told, and how many
+    seconds the answer may take. Without `every` nothing is asked."""
+
+    every: Annotated[float, Meta(ge=1)] | None = None
+    timeout: Seconds = 10.0
+
+
 WireDialect = Literal["openai", "azure", "anthropic", "gemini", "bedrock", "mistral", "cohere"]
 
 # Where a dialect's own provider is, for a configuration that names no address; Azure's and
@@ -79,6 +87,7 @@ class UpstreamProvider(Struct, frozen=True, forbid_unknown_fields=True):
     timeouts: Timeouts = Timeouts()
     max_connections: Count = 256
     region: str | None = None
+    probe: Probe = Probe()
 
     @property
     def address(self) -> str | None:
@@ -99,19 +108,31 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):
-    """Dollars per million tokens. A price without `input` and `output` is not known; of a known
-    one, what is not given is 0, and for cached tokens and those written to a cache `input`."""
+    """Dollars per million tokens; `image` for one image, `minute` for one of sound heard,
+    `characters` for a million spoken. A price of which nothing is given but for cached tokens is
+    not known; of a known one, what is not given is 0, and for cached tokens and those written to a
+    cache `input`."""
 
     input: Dollars | None = None
     output: Dollars | None = None
     cached_input: Dollars | None = None
     cache_write: Dollars | None = None
     cache_write_1h: Dollars | None = None  # as `cache_write` where it is not given
+    image: Dollars | None = None
+    minute: Dollars | None = None
+    characters: Dollars | None = None
 
     @property
     def known(self) -> bool:
         """Whether it says anything."""
-        return self.input is not None or self.output is not None
+        given = (self.input, self.output, self.image, self.minute, self.characters)
+        return any(price is not None for price in given)
+
+
+EndpointName = Literal[
+    "chat", "completions", "messages", "responses", "embeddings", "rerank", "classify",
+    "images", "image_edits", "speech", "transcriptions", "translations",
+]  # fmt: skip
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,8 +140,10 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
 
     `source` is a model reference for the local engine, the upstream's own name of the model
     otherwise. `adapter` is the reference of a LoRA adapter over it, for the local engine.
-    `context` and `max_output` are in tokens. `tools` and `images` say what it can do, `prefill`
-    that it goes on where a last turn of the assistant stops. `quality` is what rules compare until
+    `context` and `max_output` are in tokens. `tools`, `images`, `audio` (what is sent to it),
+    `json_schema` and `reasoning` say what it can do, `endpoints` what may be asked of it; what is
+    not given is as `config.capabilities` knows it, else it is tried. `prefill` says that it goes on
+    where a last turn of the assistant stops. `quality` is what rules compare until
     an evaluation has measured it.
     """
 
@@ -130,11 +153,16 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     price: Price = Price()
     context: Count | None = None
     max_output: Count | None = None
-    tools: bool = True
-    images: bool = True
+    tools: bool | None = None
+    images: bool | None = None
+    audio: bool | None = None
+    json_schema: bool | None = None
+    reasoning: bool | None = None
+    endpoints: tuple[EndpointName, ...] = ()
     prefill: bool = False
     quality: Share | None = None
     limits: Limits = Limits()
+    probe: Probe = Probe()
 
     @property
     def rates(self) -> Price | None:
@@ -163,10 +191,7 @@ class Match(Struct, frozen=True, forbid_unknown_fields=True):
     prompt_under: Count | None = None
     tools: bool | None = None
     images: bool | None = None
-    endpoint: (
-        Literal["chat", "completions", "messages", "responses", "embeddings", "rerank", "classify"]
-        | None
-    ) = None
+    endpoint: EndpointName | None = None
     dialect: Literal["openai", "anthropic"] | None = None
     hours: str | None = None
     days: tuple[Day, ...] = ()
@@ -226,7 +251,7 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
 
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: as many as this process may use
-    kv_tokens: Count = 32_768
+    kv_tokens: Count | None = None  # null: what a GPU has room for, elsewhere 32,768
     kv: Literal["auto", "f16", "int8", "fp8"] = "auto"  # entries of the KV cache
     memory: str | None = None  # of all models together, as "8GiB"; null: what there really is
     quantization: Literal["int8", "int4", "fp8"] | None = (

@@ -12,6 +12,7 @@ from headrace.gateway.services import Services
 from headrace.observability.record import AttemptRecord, CallRecord, CallStatus
 from headrace.protocol.errors import HeadraceError
 from headrace.protocol.generation import AnyRequest, EngineTimings, GenerationRequest, Usage
+from headrace.protocol.media import MediaRequest
 from headrace.router.decide import digest
 
 _SILENT = GenerationRequest(endpoint="chat", model="")  # says nothing
@@ -43,7 +44,6 @@ def record_of(
 ) -> CallRecord:
     """The record of `call` as it stands."""
     finished = call.answer.finished
-    said = call.answer.deltas or call.answer.encoded is not None
     own = _own(call)
     attempts = _attempts(call, own)
     usage = _usage(call, attempts)
@@ -87,7 +87,7 @@ def record_of(
         error_code=None if error is None else error.code or error.kind,
         engine=None if timings is None else _engine(timings),
         input=_input(call) if content else None,
-        output=call.answer.content() if content and said else None,
+        output=None if call.answer.silent or not content else call.answer.content(),
     )
 
 
@@ -152,6 +152,8 @@ def _input(call: Call) -> dict[str, Any] | None:
     request = call.request
     if request is None:
         return None
+    if isinstance(request, MediaRequest):
+        return request.recorded()
     return {
         name: value
         for name, default in _told(type(request))

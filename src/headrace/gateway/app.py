@@ -44,6 +44,11 @@ ANSWERING: Mapping[str, Endpoint] = {
     "/v1/embeddings": "embeddings",
     "/v1/rerank": "rerank",
     "/v1/classify": "classify",
+    "/v1/images/generations": "images",
+    "/v1/images/edits": "image_edits",
+    "/v1/audio/speech": "speech",
+    "/v1/audio/transcriptions": "transcriptions",
+    "/v1/audio/translations": "translations",
 }
 
 log = logging.getLogger(__name__)

@@ -42,6 +42,10 @@ class Client(Protocol):
         """Let the next write wait for the one after it, so that both go out in one system call."""
         ...
 
+    def drop(self) -> None:
+        """End the connection in the middle of an answer, so that it is seen to be cut."""
+        ...
+
 
 class Connection(HttpToolsProtocol):
     """Uvicorn's HTTP protocol with bounds on request heads: the `Client` at the other end."""
@@ -60,6 +64,11 @@ class Connection(HttpToolsProtocol):
     def hold(self) -> None:
         """Let the next write wait for the one after it, so that both go out in one system call."""
         self._corked.holding = True
+
+    def drop(self) -> None:
+        """End the connection in the middle of an answer, so that it is seen to be cut."""
+        self.cycle.disconnected = True  # nothing more is expected of the answer
+        self.transport.close()
 
     @property
     def lost(self) -> bool:

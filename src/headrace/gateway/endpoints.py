@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headrace.config.schema import Configuration
+from headrace.config.capabilities import told
 from headrace.gateway.door import HOLDER
 from headrace.gateway.keyring import Holder
 from headrace.gateway.services import Services
 from headrace.observability.metrics import CONTENT_TYPE
 from headrace.protocol.errors import ModelNotFound
 from headrace.protocol.openai_answer import model_body, model_list_body
+from headrace.providers.local import LocalProvider
 from headrace.router.plan import host_of
 from headrace.router.rules import known_names
+from headrace.runtime.process import EngineProcess
 
 JSON = "application/json"
+# What models of our own engine are asked for, by what they do.
+TASKS = {
+    "generate": ("chat", "completions", "messages", "responses"),
+    "embed": ("embeddings", "rerank"),
+    "classify": ("rerank", "classify"),
+}
 ROUTED = "headrace"  # the owner of a name that stands for a route
 
 
@@ -30,19 +39,28 @@ class Endpoints:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models: every name a caller may ask for."""
-        configuration = self._services.configuration
-        names = [(name, _owner(configuration, name)) for name in self._known(request)]
+        names = [(name, *self._told(name)) for name in self._known(request)]
         return Response(model_list_body(names, self._created), media_type=JSON)
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{name}; a name may hold slashes."""
         name = request.path_params["name"]
-        configuration = self._services.configuration
         known = self._known(request)
         if name not in known:
             raise ModelNotFound(name, known)
-        body = model_body(name, self._created, _owner(configuration, name))
-        return Response(body, media_type=JSON)
+        return Response(model_body(name, self._created, *self._told(name)), media_type=JSON)
+
+    def _told(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The owner of a name, and what is known about the model; of a route's name nothing."""
+        services = self._services
+        model = services.configuration.models.get(name)
+        if model is None:
+            return ROUTED, {}
+        about = told(model, services.configuration)
+        local = services.providers.get(model.provider)
+        if isinstance(local, LocalProvider):
+            about |= _of_engine(local.engine_of(model.upstream)[0], about)
+        return model.provider, about
 
     def _known(self, request: Request) -> tuple[str, ...]:
         """The names that the caller's key may ask for."""
@@ -75,6 +93,12 @@ class Endpoints:
         return Response(body, headers={"content-type": CONTENT_TYPE})
 
 
-def _owner(configuration: Configuration, name: str) -> str:
-    model = configuration.models.get(name)
-    return ROUTED if model is None else model.provider
+def _of_engine(engine: EngineProcess, about: dict[str, Any]) -> dict[str, Any]:
+    """What an engine that was loaded knows of its model better."""
+    if engine.loaded is None:
+        return {}
+    does = TASKS[engine.loaded.task]
+    endpoints = [name for name in about["endpoints"] if name in does]
+    return {"context_length": about["context_length"] or engine.loaded.context} | {
+        "endpoints": endpoints
+    }

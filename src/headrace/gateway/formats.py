@@ -12,12 +12,14 @@ from headrace.protocol import (
     openai,
     openai_answer,
     openai_encoding,
+    openai_media,
     responses,
     responses_answer,
 )
 from headrace.protocol.answer import Answer
-from headrace.protocol.errors import HeadraceError, UpstreamError
+from headrace.protocol.errors import HeadraceError, MalformedBody, UpstreamError
 from headrace.protocol.generation import AnyRequest, Endpoint, Event, Finished, GenerationRequest
+from headrace.protocol.media import MediaRequest
 from headrace.protocol.openai_answer import Identity
 from headrace.protocol.openai_stream import ChunkStream
 
@@ -68,7 +70,11 @@ def _openai(
 
 
 def _encoded(identity: Identity, request: AnyRequest, answer: Answer) -> bytes:
-    if isinstance(request, GenerationRequest) or answer.encoded is None or answer.finished is None:
+    if (
+        isinstance(request, GenerationRequest | MediaRequest)
+        or answer.encoded is None
+        or answer.finished is None
+    ):
         raise UpstreamError("The answer ended before it was finished.")
     usage = answer.finished.usage
     return openai_encoding.encoding_body(
@@ -80,12 +86,24 @@ def _generated(identity: Identity, _: AnyRequest, answer: Answer) -> bytes:
     return openai_answer.whole_body(identity, answer)
 
 
+def _form_only(_: dict[str, Any]) -> AnyRequest:
+    raise MalformedBody("The body must be a form.")
+
+
+FORMS: Mapping[Endpoint, openai_media.ReadForm] = {
+    "image_edits": openai_media.image_edit_request,
+    "transcriptions": openai_media.transcription_request,
+    "translations": openai_media.translation_request,
+}
 FORMATS: Mapping[Endpoint, Format] = {
     "chat": _openai(openai.chat_request, _generated),
     "completions": _openai(openai.completion_request, _generated),
     "embeddings": _openai(openai_encoding.embedding_request, _encoded),
     "rerank": _openai(openai_encoding.rank_request, _encoded),
     "classify": _openai(openai_encoding.classification_request, _encoded),
+    "images": _openai(openai_media.image_request, _generated),
+    "speech": _openai(openai_media.speech_request, _generated),
+    **{endpoint: _openai(_form_only, _generated) for endpoint in FORMS},
     "messages": Format(
         read=anthropic.messages_request,
         whole=lambda identity, _, answer: anthropic_answer.whole_body(identity, answer),

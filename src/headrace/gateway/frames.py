@@ -18,6 +18,7 @@ from headrace.gateway.services import Services
 from headrace.protocol import sse
 from headrace.protocol.errors import UpstreamError
 from headrace.protocol.generation import AnyRequest, Delta, Event, Finished, GenerationRequest
+from headrace.protocol.media import MediaPiece
 from headrace.protocol.openai_answer import Identity, answer_id
 
 
@@ -50,6 +51,23 @@ async def stream(
             await reply.write(frames)
     if last is None:
         raise UpstreamError("The answer ended before it was finished.")
+    return last
+
+
+async def pass_on(services: Services, call: Call, events: Events, reply: Reply) -> bytes:
+    """Send each piece of an answer as it comes; of one that came whole, all of it, not yet sent."""
+    last = b""
+    async for event in events:
+        _take(services, call, event)
+        if not isinstance(event, MediaPiece):
+            continue
+        if event.whole:
+            last = event.data
+            continue
+        if not reply.started:
+            await reply.open_raw(decision_headers(call), event.content_type)
+        if event.data:
+            await reply.write(event.data)
     return last
 
 
@@ -88,7 +106,7 @@ def _take(services: Services, call: Call, event: Event) -> None:
     if call.served is None and call.execution is not None:
         call.served = call.execution.served
     call.answer.add(event)
-    if isinstance(event, Delta):
+    if isinstance(event, Delta) or (isinstance(event, MediaPiece) and event.data):
         call.last_delta = services.clock()
         if call.first_delta is None:
             call.first_delta = call.last_delta

@@ -1,9 +1,9 @@
 """The cache stage: a stored answer, a running one to share, or a new execution.
 
 Eligible are deterministic requests (temperature 0, or a seed) and those whose caller says
-`x-headrace-cache: on`; `off` bypasses. Tool calls are repeated only to a caller who says `on`.
-Only an answer of the plan's first attempt is stored: a fallback's must not stand in for it once
-it is back.
+`x-headrace-cache: on`; `off` bypasses. Tool calls are repeated only to a caller who says `on`. What
+passes through (images, sound) is not kept. Only an answer of the plan's first attempt is stored: a
+fallback's must not stand in for it once it is back.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from headrace.gateway.disconnect import Events
 from headrace.gateway.services import Services
 from headrace.protocol.errors import InvalidField
 from headrace.protocol.generation import AnyRequest, Event, Finished, GenerationRequest
+from headrace.protocol.media import MediaRequest
 from headrace.router.decide import Decision
 from headrace.router.plan import Plan
 
@@ -56,7 +57,8 @@ class Lookup:
         """The events of the call's answer; says on the call where they come from."""
         services = self._services
         cache, plan, deployment = services.cache, decision.plan, call.deployment
-        alone = cache is None or wish == "off" or not (wish == "on" or request.deterministic)
+        wanted = wish != "off" and (wish == "on" or request.deterministic)
+        alone = cache is None or not wanted or isinstance(request, MediaRequest)
         if not alone and isinstance(request, GenerationRequest):
             request = structs.replace(request, stream=True)  # whoever joins later may stream
         execution = Execution(

@@ -20,12 +20,19 @@ from starlette.types import Receive
 
 from headrace.gateway.admission import too_large
 from headrace.gateway.disconnect import ClientGone
-from headrace.protocol.errors import InvalidField, MalformedBody, RequestTimeout, ServiceError
+from headrace.protocol.errors import (
+    InvalidField,
+    MalformedBody,
+    PermissionDenied,
+    RequestTimeout,
+    ServiceError,
+)
 
 SILENCE = 60.0  # seconds between two pieces of a body
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
 MAX_FILES = 32
+FORM_BYTES = 1024 * 1024  # that a form may have beside its largest file
 BUFFER = 1024 * 1024  # bytes, written to disk at once
 
 
@@ -65,9 +72,12 @@ async def read_form(
 ) -> AsyncIterator[Form]:
     """The form in a body of at most `limit` bytes; its files are in `folder` until the block ends.
 
-    Raises MalformedBody, BodyTooLarge, InvalidField, RequestTimeout, ClientGone, and ServiceError
-    where the files cannot be written.
+    Raises MalformedBody, BodyTooLarge, InvalidField, RequestTimeout, ClientGone, PermissionDenied,
+    and ServiceError where the files cannot be written.
     """
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        # A web page can send forms to any address without asking.
+        raise PermissionDenied("Another site may not send forms here.")
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise too_large(limit)

@@ -27,17 +27,20 @@ from headrace.gateway.connection import Client, client_of
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
 from headrace.gateway.door import HOLDER
-from headrace.gateway.formats import FORMATS
-from headrace.gateway.frames import collect, heartbeats, stream
+from headrace.gateway.formats import FORMATS, FORMS
+from headrace.gateway.frames import collect, heartbeats, pass_on, stream
 from headrace.gateway.headers import headers_of
 from headrace.gateway.keyring import Charge, Holder
 from headrace.gateway.lookup import HEADER, Lookup, Wish, wish_of
+from headrace.gateway.multipart import FORM_BYTES, Form, read_form
 from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
 from headrace.protocol.errors import HeadraceError, InternalFault, Overloaded
 from headrace.protocol.generation import AnyRequest, Endpoint, GenerationRequest
 from headrace.protocol.json import decode_object
+from headrace.protocol.media import Attachment, MediaRequest
 from headrace.protocol.openai import MAX_PRIORITY
+from headrace.protocol.openai_media import ReadForm
 from headrace.router.decide import Decision
 from headrace.router.facts import CHARACTERS_PER_TOKEN, UNSAID, facts_of
 from headrace.router.plan import Plan
@@ -132,12 +135,24 @@ class Generations:
     async def _run(self, call: Call, asked: Asked, reply: Reply) -> bytes:
         """All stages up to the last bytes of the answer, which are left to send."""
         services, deployment = self._services, call.deployment
-        headers, client = asked.headers, asked.client
-        check_type(headers)
-        limit = deployment.configuration.server.max_body_bytes
-        body = await read_body(headers, asked.receive, limit, arrived=client.arrived)
+        settings = deployment.configuration
+        if (read := FORMS.get(call.endpoint)) is not None:
+            limit = settings.files.max_bytes + FORM_BYTES
+            form = read_form(asked.headers, asked.receive, services.uploads, limit)
+            async with form as sent:
+                return await self._carry_out(call, formed(call, sent, read), asked, reply)
+        check_type(asked.headers)
+        limit, arrived = settings.server.max_body_bytes, asked.client.arrived
+        body = await read_body(asked.headers, asked.receive, limit, arrived=arrived)
         request = await resumed(services, await parsed(call, body))
-        request = bounded(request, call.charge)
+        return await self._carry_out(call, bounded(request, call.charge), asked, reply)
+
+    async def _carry_out(
+        self, call: Call, request: AnyRequest, asked: Asked, reply: Reply
+    ) -> bytes:
+        """From the request on."""
+        services, deployment = self._services, call.deployment
+        headers, client = asked.headers, asked.client
         if call.turn is not None:
             request = behind_others(request)
         call.request = request
@@ -177,7 +192,9 @@ class Generations:
         events = self._lookup.find(call, request, decision, wish)
         try:
             with client_present(client):
-                if not isinstance(request, GenerationRequest) or not request.stream:
+                if isinstance(request, MediaRequest):
+                    last = await pass_on(services, call, events, reply)
+                elif not isinstance(request, GenerationRequest) or not request.stream:
                     last = await collect(services, call, events, reply.form, request)
                 else:
                     with heartbeats(reply, services.heartbeat):
@@ -218,6 +235,16 @@ async def parsed(call: Call, body: bytes) -> AnyRequest:
     if len(body) < LARGE:
         return parse(call, body)
     return await asyncio.get_running_loop().run_in_executor(LARGE_BODIES, parse_large, call, body)
+
+
+def formed(call: Call, sent: Form, read: ReadForm) -> AnyRequest:
+    """The request in a form, for the call's tenant. Raises InvalidField."""
+    call.model = (sent.get("model") or "")[:256]
+    files = tuple(
+        Attachment(one.name, one.filename, one.content_type, one.size, str(one.path))
+        for one in sent.uploads
+    )
+    return structs.replace(read(sent.fields, files), tenant=call.tenant)
 
 
 def parse_large(call: Call, body: bytes) -> AnyRequest:

@@ -61,6 +61,13 @@ class Reply:
         self._client.hold()
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
+    async def open_raw(self, headers: Headers, content_type: str) -> None:
+        """Send the headers of an answer that passes through. A fault after them cuts it off."""
+        headers.append((b"content-type", content_type.encode("latin-1", "replace")))
+        self.started = True
+        self._client.hold()
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
     async def write(self, frames: bytes) -> None:
         """Send frames; waits while the connection has no room.
 
@@ -85,12 +92,17 @@ class Reply:
     async def fail(self, headers: Headers, error: HeadraceError, request_id: str) -> None:
         """Tell the client of `error`: by status and body, or in band where the headers are out.
 
-        A broken stream carries an error event and nothing that says that it ended well.
+        A broken stream carries an error event and nothing that says that it ended well; what has no
+        events is cut off.
         """
         if self.complete:
             return
         if self._encoder is not None:
             await self.end(self._encoder.failure(error, request_id))
+            return
+        if self.started:
+            self.complete = True
+            self._client.drop()
             return
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % math.ceil(max(error.retry_after, 0))))

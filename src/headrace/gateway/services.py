@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from headrace.cache.exact import ExactCache
 from headrace.cache.flight import SingleFlight
@@ -63,7 +64,8 @@ class Services:
     `now` is what new calls get; it is replaced as a whole when the configuration changes.
     `record` takes the record of each call; it must be quick and must not raise. `cache` is None
     where caching is off, `conversations` where content is not kept. `locally` counts the calls
-    that somebody waits for on our own engines. `clock` gives monotonic seconds, `wall` Unix time.
+    that somebody waits for on our own engines. `uploads` is the folder where files of requests are
+    while they run. `clock` gives monotonic seconds, `wall` Unix time.
     `heartbeat` is how long a stream may be silent before a comment line is sent, in seconds.
     """
 
@@ -74,6 +76,7 @@ class Services:
     cache: ExactCache | None
     admission: Admission
     keyring: Keyring
+    uploads: Path
     locally: Admission = field(default_factory=lambda: Admission(sys.maxsize))
     conversations: Conversations | None = None
     flights: SingleFlight = field(default_factory=SingleFlight)

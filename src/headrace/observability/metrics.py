@@ -59,16 +59,20 @@ class Metrics:
             if seconds is not None:
                 tally.add(seconds)
 
-    def gauge(self, name: str, documentation: str, read: Callable[[], Reading]) -> None:
+    def gauge(
+        self, name: str, documentation: str, read: Callable[[], Reading], label: str = "model"
+    ) -> None:
         """Add a gauge whose value is read at each scrape.
 
-        A mapping gives one value per label `model`. Raises ValueError if the name is taken.
+        A mapping gives one value per value of `label`. Raises ValueError if the name is taken.
         """
-        self._registry.register(_Read(name, documentation, read, GaugeMetricFamily))
+        self._registry.register(_Read(name, documentation, read, GaugeMetricFamily, label))
 
-    def counter(self, name: str, documentation: str, read: Callable[[], Reading]) -> None:
+    def counter(
+        self, name: str, documentation: str, read: Callable[[], Reading], label: str = "model"
+    ) -> None:
         """Add a counter (`_total` is put after its name) whose value is read at each scrape."""
-        self._registry.register(_Read(name, documentation, read, CounterMetricFamily))
+        self._registry.register(_Read(name, documentation, read, CounterMetricFamily, label))
 
     def watch_lost(self, read: Callable[[], int]) -> None:
         """Add `headrace_records_lost_total`, read from the recorder."""
@@ -179,10 +183,12 @@ class _Read(Collector):
         documentation: str,
         read: Callable[[], Reading],
         family: type[GaugeMetricFamily] | type[CounterMetricFamily],
+        label: str,
     ) -> None:
         self._describe = (name, documentation)
         self._read = read
         self._family = family
+        self._label = label
 
     def collect(self) -> Iterator[Metric]:
         try:
@@ -191,9 +197,9 @@ class _Read(Collector):
             log.exception("The metric %s cannot be read.", self._describe[0])
             return
         if isinstance(value, Mapping):
-            metric = self._family(*self._describe, labels=["model"])
-            for model, number in value.items():
-                metric.add_metric([model], number)
+            metric = self._family(*self._describe, labels=[self._label])
+            for named, number in value.items():
+                metric.add_metric([named], number)
         else:
             metric = self._family(*self._describe, value=value)
         yield metric

@@ -19,6 +19,7 @@ from headrace.protocol.generation import (
     TokenLogprob,
     ToolCallDelta,
 )
+from headrace.protocol.media import Media, MediaPiece
 
 
 class ToolCall(Struct):
@@ -113,13 +114,14 @@ class Choice:
 class Answer:
     """What a generation has said so far."""
 
-    __slots__ = ("choices", "deltas", "encoded", "finished", "prompt")
+    __slots__ = ("choices", "deltas", "encoded", "finished", "media", "prompt")
 
     def __init__(self) -> None:
         self.choices: dict[int, Choice] = {0: Choice()}  # by index
         self.deltas = 0  # how many pieces came: an estimate of the tokens of a cut answer
         self.prompt: tuple[TokenLogprob, ...] = ()
         self.encoded: Encoded | None = None
+        self.media: Media | None = None
         self.finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -131,6 +133,9 @@ class Answer:
             self.prompt = event.logprobs
         elif isinstance(event, Encoded):
             self.encoded = event
+        elif isinstance(event, MediaPiece):
+            self.media = self.media or Media()
+            self.media.add(event)
         else:
             choice = self.choices.get(event.choice)
             if choice is None:
@@ -141,11 +146,18 @@ class Answer:
                 self.deltas += 1
                 choice.add(event)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has come yet."""
+        return not self.deltas and self.encoded is None and self.media is None
+
     def content(self) -> dict[str, Any]:
         """The answer as the call record keeps it: choice 0, the others under `choices`.
 
-        Of embeddings it keeps how many there are.
+        Of embeddings it keeps how many there are, of images and sound how much.
         """
+        if self.media is not None:
+            return self.media.content()
         if isinstance(self.encoded, Embedded):
             return {"vectors": len(self.encoded.vectors)}
         if self.encoded is not None:

@@ -22,13 +22,16 @@ from headrace.protocol.content import (
     ToolChoice,
 )
 from headrace.protocol.encoding import Encoded, EncodingRequest
+from headrace.protocol.media import MediaEndpoint, MediaPiece, MediaRequest
 
-Endpoint = Literal[
-    "chat", "completions", "messages", "responses", "embeddings", "rerank", "classify"
-]
+Endpoint = (
+    Literal["chat", "completions", "messages", "responses", "embeddings", "rerank", "classify"]
+    | MediaEndpoint
+)
 # `refusal`: the model would not; `pause`: the provider wants to be asked on.
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "refusal", "pause"]
-Provenance = Literal["provider", "counted", "estimated"]
+# `unknown`: something was used, and nobody said how much.
+Provenance = Literal["provider", "counted", "estimated", "unknown"]
 
 
 class Message(Struct, frozen=True, omit_defaults=True):
@@ -125,7 +128,8 @@ class Usage(Struct, frozen=True):
 
     `prompt_tokens` includes `cached_tokens`, which were read from a cache, and
     `cache_write_tokens`, which were written to one (`cache_write_1h_tokens` of them for an hour);
-    a token is in at most one of the two. `completion_tokens` includes `reasoning_tokens`.
+    a token is in at most one of the two. `completion_tokens` includes `reasoning_tokens`. What has
+    no tokens is counted by `images` made, `seconds` of sound heard or `characters` spoken.
     """
 
     prompt_tokens: int
@@ -135,6 +139,9 @@ class Usage(Struct, frozen=True):
     cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
     provenance: Provenance = "provider"
+    images: int = 0
+    seconds: float = 0.0
+    characters: int = 0
 
 
 class EngineTimings(Struct, frozen=True):
@@ -223,5 +230,5 @@ class Finished(Struct, frozen=True, tag="finished"):
 
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta | PromptScored
-Event = Delta | ChoiceFinished | Finished | Encoded
-AnyRequest = GenerationRequest | EncodingRequest
+Event = Delta | ChoiceFinished | Finished | Encoded | MediaPiece
+AnyRequest = GenerationRequest | EncodingRequest | MediaRequest

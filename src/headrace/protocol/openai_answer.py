@@ -44,6 +44,11 @@ _PREFIXES: Mapping[Endpoint, str] = {
     "embeddings": "embd",
     "rerank": "rank",
     "classify": "classify",
+    "images": "img",
+    "image_edits": "img",
+    "speech": "audio",
+    "transcriptions": "audio",
+    "translations": "audio",
 }
 
 
@@ -76,14 +81,14 @@ def error_body(error: HeadraceError) -> bytes:
     )
 
 
-def model_body(name: str, created: int, owned_by: str) -> bytes:
-    """One model."""
-    return _encode(_model(name, created, owned_by))
+def model_body(name: str, created: int, owned_by: str, about: Mapping[str, Any]) -> bytes:
+    """One model, with what is known `about` it."""
+    return _encode(_model(name, created, owned_by, about))
 
 
-def model_list_body(models: Iterable[tuple[str, str]], created: int) -> bytes:
-    """All models, as (name, owner) pairs."""
-    data = [_model(name, created, owner) for name, owner in models]
+def model_list_body(models: Iterable[tuple[str, str, Mapping[str, Any]]], created: int) -> bytes:
+    """All models, as (name, owner, what is known about it)."""
+    data = [_model(name, created, owner, about) for name, owner, about in models]
     return _encode({"object": "list", "data": data})
 
 
@@ -250,5 +255,5 @@ def _usage(usage: Usage) -> dict[str, Any]:
     return body
 
 
-def _model(name: str, created: int, owned_by: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": owned_by}
+def _model(name: str, created: int, owned_by: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": owned_by, **about}

@@ -76,7 +76,7 @@ class Signer:
         headers["Authorization"] = (
             f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={signature}"
         )
-        del headers["host"]
+        del headers["host"], headers["content-type"]  # which every request has
         return headers
 
 

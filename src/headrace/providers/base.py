@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from headrace.protocol.encoding import ClassificationRequest, EmbeddingRequest, RankRequest
 from headrace.protocol.errors import InvalidField
 from headrace.protocol.generation import AnyRequest, Event, GenerationRequest
+from headrace.protocol.media import MediaRequest
 from headrace.providers.estimates import estimated_prompt
 
 
@@ -71,11 +72,29 @@ class Classifier(Protocol):
 
 
 @runtime_checkable
+class Artist(Protocol):
+    """A provider that makes or hears images and sound."""
+
+    def pass_on(self, request: MediaRequest, model: str) -> AsyncGenerator[Event, None]:
+        """`MediaPiece`s, then `Finished`; otherwise as `Provider.generate`."""
+        ...
+
+
+@runtime_checkable
 class Counter(Protocol):
     """A provider that counts a prompt's tokens."""
 
     async def count(self, request: GenerationRequest, model: str) -> int:
         """How many tokens the upstream's `model` sees; raises as `Provider.generate` does."""
+        ...
+
+
+@runtime_checkable
+class Lister(Protocol):
+    """A provider that lists its models, which costs nothing."""
+
+    async def list_models(self) -> None:
+        """Ask for the list, whose content is not looked at; raises as `Provider.generate` does."""
         ...
 
 
@@ -99,6 +118,8 @@ def answer(provider: Provider, request: AnyRequest, model: str) -> AsyncGenerato
         return provider.rank(request, model)
     if isinstance(request, ClassificationRequest) and isinstance(provider, Classifier):
         return provider.classify(request, model)
+    if isinstance(request, MediaRequest) and isinstance(provider, Artist):
+        return provider.pass_on(request, model)
     return _without(request.endpoint)
 
 

@@ -102,6 +102,7 @@ class Connection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self._waiting_bytes = 0
         self._paused = False
+        self._full = False  # the server leaves what was sent unread
         self._fault: ConnectionFault | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0
@@ -131,6 +132,17 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             raise ConnectionFault("The connection is closed.")
         self._transport.writelines((head, body))
+
+    async def send(self, piece: bytes, deadline: float) -> bool:
+        """Send more of a request whose head announced it, once there is room; whether the server
+        still wants more, which it does not once it has answered. Raises as `open` does."""
+        while self._full and not self._begun:
+            await self._wait(deadline)
+        if self._begun or self._transport is None:
+            self._keeps = False
+            return False
+        self._transport.write(piece)
+        return True
 
     async def open(self, deadline: float) -> None:
         """Wait for the answer's head. Raises ConnectionFault, and TimeoutError at `deadline`, in
@@ -222,6 +234,16 @@ class Connection(asyncio.Protocol):
         if not self._begun and self._head_bytes > MAX_HEAD_BYTES:
             self._fail("The head of the server's answer is too long.")
         elif self._begun:
+            self._wake()
+
+    def pause_writing(self) -> None:
+        """There is no room to send."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self._full = False
+        if not self._begun:
             self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -10,7 +10,8 @@ import msgspec
 
 from headrace.protocol.encoding import EmbeddingRequest, RankRequest
 from headrace.protocol.errors import UpstreamError
-from headrace.protocol.generation import Event, FinishReason, GenerationRequest
+from headrace.protocol.generation import Event, FinishReason, GenerationRequest, Usage
+from headrace.protocol.media import MediaRequest
 from headrace.providers.upstream import Exchange
 
 encode = msgspec.json.Encoder().encode
@@ -40,6 +41,18 @@ class Reader(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """Reads from an answer that passes through what it used."""
+
+    def feed(self, data: bytes, content_type: str) -> None:
+        """Look at more of the answer."""
+        ...
+
+    def usage(self) -> Usage:
+        """What the answer used, once it is over."""
+        ...
+
+
 # Signs an exchange with the server at an address: the headers to add.
 Signature = Callable[[str, Exchange], Mapping[str, str]]
 
@@ -64,6 +77,8 @@ class Dialect:
     read_embedding: Callable[[bytes, EmbeddingRequest, str], Iterator[Event]] | None = None
     write_ranking: Callable[[RankRequest, str], Exchange] | None = None
     read_ranking: Callable[[bytes, RankRequest, str], Iterator[Event]] | None = None
+    write_media: Callable[[MediaRequest, str], Exchange] | None = None
+    meter: Callable[[MediaRequest], Meter] | None = None
 
 
 def decoded(decoder: msgspec.json.Decoder[Any], data: str | bytes, provider: str) -> Any:

@@ -26,6 +26,7 @@ from headrace.protocol.openai_content import (
 from headrace.providers.dialect import Dialect, encode
 from headrace.providers.openai_chunks import Translator
 from headrace.providers.openai_embeddings import embedded, embedding_body
+from headrace.providers.openai_media import PATHS, Meter, media_exchange
 from headrace.providers.translation import native, native_extra
 from headrace.providers.upstream import Exchange
 
@@ -37,6 +38,11 @@ EFFORTS = ((4096, "low"), (16384, "medium"))  # thinking of under so many tokens
 def new_call_id() -> str:
     """The id of a tool call that an upstream left without one."""
     return f"call_{secrets.token_hex(12)}"
+
+
+def new_boundary() -> str:
+    """What parts a form: it stands in no file by chance."""
+    return f"headrace-{secrets.token_hex(16)}"
 
 
 def openai_dialect(
@@ -73,6 +79,10 @@ def openai_dialect(
         headers=headers,
         write_embedding=write_embedding,
         read_embedding=embedded,
+        write_media=lambda request, model: media_exchange(
+            request, model, path(model, PATHS[request.endpoint]), new_boundary
+        ),
+        meter=lambda request: Meter(request, name),
     )
 
 

@@ -15,6 +15,7 @@ from msgspec import structs
 from headrace.protocol.encoding import EmbeddingRequest, RankRequest
 from headrace.protocol.errors import InvalidField, UpstreamError
 from headrace.protocol.generation import Event, Finished, GenerationRequest
+from headrace.protocol.media import MediaPiece, MediaRequest
 from headrace.protocol.sse import CONTENT_TYPE, SSEDecoder
 from headrace.providers.amazon import CONTENT_TYPE as AMAZON
 from headrace.providers.amazon import EventStreamDecoder
@@ -25,6 +26,8 @@ from headrace.providers.refusals import read_refusal
 from headrace.providers.upstream import Exchange, Patience, Upstream, drain
 
 DONE = "[DONE]"
+MODELS = "/models"  # of every dialect that lists models below its address
+JSON = "application/json"
 
 
 class RemoteProvider:
@@ -59,7 +62,7 @@ class RemoteProvider:
         patience = self._upstream.patience(whole=not request.stream)
         exchange = self._signed(self._dialect.write(request, model))
         async with self._upstream.answer(exchange, patience) as answer:
-            if answer.content_type == "application/json":
+            if answer.content_type == JSON:
                 for event in reader.feed(await self._upstream.body(answer, patience)):
                     yield event
             else:
@@ -84,6 +87,10 @@ class RemoteProvider:
             return estimated_prompt(request)
         return dialect.read_count(await self._asked(dialect.write_count(request, model)), self.name)
 
+    async def list_models(self) -> None:
+        """Ask for the list of models; see `providers.base.Lister`."""
+        await self._asked(Exchange(MODELS, b"", method="GET"))
+
     async def embed(self, request: EmbeddingRequest, model: str) -> AsyncGenerator[Event, None]:
         """Embed on `model`; see `providers.base.Embedder`. Raises as `generate` does."""
         dialect = self._dialect
@@ -101,6 +108,33 @@ class RemoteProvider:
         answer = await self._asked(dialect.write_ranking(request, model))
         for event in dialect.read_ranking(answer, request, self.name):
             yield event
+
+    async def pass_on(self, request: MediaRequest, model: str) -> AsyncGenerator[Event, None]:
+        """Make or hear images or sound; see `providers.base.Artist`. Raises as `generate` does."""
+        dialect = self._dialect
+        if dialect.write_media is None or dialect.meter is None:
+            raise InvalidField("model", f"its provider has no {request.endpoint} endpoint.")
+        meter = dialect.meter(request)
+        patience = self._upstream.patience(whole=not request.stream)
+        exchange = self._signed(dialect.write_media(request, model))
+        async with self._upstream.answer(exchange, patience) as answer:
+            kind = answer.content_type
+            whole = kind == JSON
+            if whole:
+                body = await self._upstream.body(answer, patience)
+                meter.feed(body, kind)
+                yield MediaPiece(body, kind, whole=True)
+            else:
+                told = answer.headers.get("content-type", "application/octet-stream")
+                piece = b""
+                async with contextlib.aclosing(self._upstream.pieces(answer, patience)) as pieces:
+                    async for piece in pieces:
+                        patience.progress()
+                        meter.feed(piece, kind)
+                        yield MediaPiece(piece, told)
+                if not piece:
+                    yield MediaPiece(b"", told)
+        yield Finished("stop", meter.usage(), whole=whole)
 
     async def _asked(self, exchange: Exchange) -> bytes:
         """The whole body of an answer that is not streamed."""

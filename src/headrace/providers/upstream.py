@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from headrace import __version__
@@ -26,13 +28,28 @@ ERROR_WAIT = 2.0  # seconds an upstream has to say what is wrong after the statu
 DRAIN = 0.02  # seconds an upstream has to end its answer after saying [DONE]
 
 
+UPLOAD_PIECE = 256 * 1024  # bytes of a file that are read at once
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A body of `size` bytes, some of which stand in files."""
+
+    parts: tuple[bytes | Path, ...]
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One HTTP request: a path below the provider's address, a body, further headers."""
+    """One HTTP request: a path below the provider's address, a body, further headers. The body is
+    `upload` where that is given, and read while it is sent."""
 
     path: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    method: Literal["POST", "GET"] = "POST"
+    upload: Upload | None = None
+    content_type: str = "application/json"
 
 
 class Upstream:
@@ -176,29 +193,43 @@ class Upstream:
         """Send the request, and wait for the answer's head."""
         try:
             connection.ask(self._head_of(exchange), exchange.body)
+            if exchange.upload is not None:
+                await self._send(connection, exchange.upload)
             await connection.open(patience.sent())
         except TimeoutError:
             raise patience.error() from None
         except OSError as error:
             raise self._broken(error) from None
 
+    async def _send(self, connection: Connection, upload: Upload) -> None:
+        """Send a body as fast as the server takes it, a piece in memory at a time."""
+        seconds = self._settings.timeouts.between_tokens
+        loop = asyncio.get_running_loop()
+        try:
+            async with contextlib.aclosing(_pieces_of(upload)) as pieces:
+                async for piece in pieces:
+                    if not await connection.send(piece, loop.time() + seconds):
+                        return
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"Provider '{self.name}' took no more of the request for {seconds:g} s "
+                "(between_tokens)."
+            ) from None
+
     def _head_of(self, exchange: Exchange) -> bytes:
         """The head of a request. Raises UpstreamError where it would not be one line each."""
-        further = "".join(f"{name}: {value}\r\n" for name, value in exchange.headers.items())
+        fields = {"Content-Type": exchange.content_type, **exchange.headers}
+        further = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         path = exchange.path.encode("ascii")
-        if (
-            b"\r" in path
-            or b"\n" in path
-            or b" " in path
-            or further.count("\n") != len(exchange.headers)
-        ):
+        if b"\r" in path or b"\n" in path or b" " in path or further.count("\n") != len(fields):
             raise UpstreamError(f"The request to provider '{self.name}' cannot be written.")
-        return b"POST %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+        return b"%b %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+            exchange.method.encode(),
             self._path,
             path,
             self._head,
             further.encode("latin-1"),
-            len(exchange.body),
+            len(exchange.body) if exchange.upload is None else exchange.upload.size,
         )
 
     async def _read(self, connection: Connection, patience: Patience) -> bytes:
@@ -283,14 +314,26 @@ class Patience:
         return UpstreamTimeout(f"Provider '{self._provider}' {said}.")
 
 
+async def _pieces_of(upload: Upload) -> AsyncGenerator[bytes, None]:
+    for part in upload.parts:
+        if isinstance(part, bytes):
+            yield part
+            continue
+        file = await asyncio.to_thread(part.open, "rb")
+        try:
+            while piece := await asyncio.to_thread(file.read, UPLOAD_PIECE):
+                yield piece
+        finally:
+            file.close()
+
+
 def _head(address: str, headers: Mapping[str, str]) -> bytes:
     """The headers that go with every request to `address`. Raises ValueError where one of them
     would not be one line."""
     fields = {
         "Host": urlsplit(address).netloc.rpartition("@")[2],
-        "Accept": f"{CONTENT_TYPE}, application/json",
+        "Accept": f"{CONTENT_TYPE}, application/json, */*;q=0.5",
         "Accept-Encoding": "identity",  # a stream that is compressed cannot be bounded
-        "Content-Type": "application/json",
         "User-Agent": f"headrace/{__version__}",
         **headers,
     }

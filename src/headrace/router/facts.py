@@ -9,9 +9,10 @@ from typing import Any
 from msgspec import Struct
 
 from headrace.config.schema import Configuration
-from headrace.protocol.content import Image, Text
+from headrace.protocol.content import Audio, Image, ResponseFormat, Text
 from headrace.protocol.encoding import RankRequest
 from headrace.protocol.generation import AnyRequest, GenerationRequest
+from headrace.protocol.media import MediaRequest
 
 CHARACTERS_PER_TOKEN = 4  # for an estimate
 TAGS_HEADER = "x-headrace-tags"
@@ -19,14 +20,18 @@ MAX_TAGS = 32
 MAX_TAG = 256  # characters
 UNSAID = 1024  # tokens that an answer is taken to have where nothing bounds it
 
+_CONVERSATIONS = {"openai": "chat", "anthropic": "messages", "responses": "responses"}
+_NO_MEDIA = MediaRequest(endpoint="images", model="", fields=())
+
 
 class Facts(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One request as the rules see it.
 
     `headers` holds those that rules name, in lower case; `prompt_tokens` is an estimate;
-    `max_tokens` is for all choices together; `budgeted` says that the key has a budget; `at` is
-    Unix seconds, 0 where no rule asks for the time; `sticky` is a digest of what a split keeps
-    together, empty where no rule splits.
+    `max_tokens` is for all choices together; `pictures` are wanted, `seconds` of sound at most to
+    be heard, `characters` to be spoken; `budgeted` says that the key has a budget; `at` is Unix
+    seconds, 0 where no rule asks for the time; `sticky` is a digest of what a split keeps together,
+    empty where no rule splits.
     """
 
     endpoint: str
@@ -40,6 +45,12 @@ class Facts(Struct, frozen=True, omit_defaults=True, kw_only=True):
     max_tokens: int | None = None
     tools: bool = False
     images: bool = False
+    audio: bool = False
+    json_schema: bool = False
+    reasoning: bool = False
+    pictures: int = 0
+    seconds: float = 0.0
+    characters: int = 0
     at: int = 0
     sticky: str = ""
 
@@ -76,13 +87,13 @@ def facts_of(
 ) -> Facts:
     """The facts of `request`, which came with `headers` at `at` (Unix seconds), by a key that has
     a budget or has none."""
-    characters, tokens, images = _prompt(request)
-    generated = isinstance(request, GenerationRequest)
-    limit = None
+    characters, tokens, images, audio = _prompt(request)
+    limit = None if isinstance(request, GenerationRequest | MediaRequest) else 0
+    media = request if isinstance(request, MediaRequest) else _NO_MEDIA
     if isinstance(request, GenerationRequest) and request.max_tokens is not None:
         limit = request.max_tokens * max(request.n, request.best_of or 1)
     return Facts(
-        endpoint=request.endpoint,
+        endpoint=_endpoint(request),
         model=request.model,
         dialect=_dialect(request),
         key=request.tenant,
@@ -94,9 +105,15 @@ def facts_of(
             if (value := headers.get(name)) is not None
         },
         prompt_tokens=tokens - -characters // CHARACTERS_PER_TOKEN,
-        max_tokens=limit if generated else 0,
+        max_tokens=limit,
         tools=isinstance(request, GenerationRequest) and bool(request.tools),
         images=images,
+        audio=audio,
+        json_schema=_schema(request),
+        reasoning=_reasons(request),
+        pictures=media.images,
+        seconds=media.seconds,
+        characters=len(media.text) if media.endpoint == "speech" else 0,
         at=int(at) if asked.time else 0,
         sticky=_sticky(request) if asked.sticky else "",
     )
@@ -109,18 +126,42 @@ def _dialect(request: AnyRequest) -> str:
     return "openai"
 
 
-def _prompt(request: AnyRequest) -> tuple[int, int, bool]:
-    """Characters, token ids, and whether there is an image."""
+def _endpoint(request: AnyRequest) -> str:
+    """What was called."""
+    if not isinstance(request, GenerationRequest) or request.endpoint != "chat":
+        return request.endpoint
+    return _CONVERSATIONS[request.dialect]
+
+
+def _schema(request: AnyRequest) -> bool:
+    form = request.response_format if isinstance(request, GenerationRequest) else None
+    return isinstance(form, ResponseFormat) and form.kind == "json_schema"
+
+
+def _reasons(request: AnyRequest) -> bool:
+    """Whether the model is asked to think."""
+    asked = request.reasoning if isinstance(request, GenerationRequest) else None
+    if asked is None or asked.thinking is False or asked.effort == "none":
+        return False
+    return bool(asked.thinking or asked.effort or asked.budget)
+
+
+def _prompt(request: AnyRequest) -> tuple[int, int, bool, bool]:
+    """Characters, token ids, and whether there is an image, and sound."""
+    if isinstance(request, MediaRequest):
+        return len(request.text), 0, False, False
     if isinstance(request, RankRequest):
-        return len(request.query) + sum(map(len, request.documents)), 0, False
+        return len(request.query) + sum(map(len, request.documents)), 0, False, False
     if not isinstance(request, GenerationRequest):
         texts = request.input
         ids = sum(len(text) for text in texts if not isinstance(text, str))
-        return sum(len(text) for text in texts if isinstance(text, str)), ids, False
+        return sum(len(text) for text in texts if isinstance(text, str)), ids, False, False
     if request.messages is None:
         prompt = request.prompt or ""
-        return (len(prompt), 0, False) if isinstance(prompt, str) else (0, len(prompt), False)
-    characters, images = 0, False
+        if isinstance(prompt, str):
+            return len(prompt), 0, False, False
+        return 0, len(prompt), False, False
+    characters, images, audio = 0, False, False
     for message in request.messages:
         content = message.content
         if isinstance(content, str):
@@ -130,7 +171,8 @@ def _prompt(request: AnyRequest) -> tuple[int, int, bool]:
             if isinstance(part, Text):
                 characters += len(part.text)
             images = images or isinstance(part, Image)
-    return characters, 0, images
+            audio = audio or isinstance(part, Audio)
+    return characters, 0, images, audio
 
 
 def _tags(extra: Mapping[str, Any], header: str | None) -> dict[str, str]:
@@ -156,6 +198,8 @@ def _sticky(request: AnyRequest) -> str:
             return _digest(f"{request.tenant}\0{value}")
     if isinstance(request, GenerationRequest) and request.messages is not None:
         return _digest(f"{request.tenant}\0{_opening(request)!r}")
+    if isinstance(request, MediaRequest):
+        return _digest(f"{request.tenant}\0{request.text}")
     return _digest(f"{request.tenant}\0{request!r}")
 
 

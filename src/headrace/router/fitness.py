@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headrace.config.capabilities import answers
 from headrace.config.schema import LOCAL, Configuration, Model, Within
 from headrace.protocol.generation import Usage
 from headrace.router.cost import cost
@@ -23,8 +24,19 @@ def promised(
         reason=reason,
         ttft=None if speed is None else speed.ttft,
         itl=None if speed is None else speed.itl,
-        cost=cost(rates, Usage(tokens, answer_tokens(facts, model))),
+        cost=cost(rates, _most(facts, model)),
         prompt_cost=cost(rates, Usage(tokens, 0)),
+    )
+
+
+def _most(facts: Facts, model: Model) -> Usage:
+    """The most that the request is taken to use."""
+    return Usage(
+        facts.prompt_tokens,
+        answer_tokens(facts, model),
+        images=facts.pictures,
+        seconds=facts.seconds,
+        characters=facts.characters,
     )
 
 
@@ -36,18 +48,25 @@ def answer_tokens(facts: Facts, model: Model) -> int:
     return facts.max_tokens if model.max_output is None else min(facts.max_tokens, most)
 
 
-def incapable(model: Model, facts: Facts) -> str | None:
+def incapable(model: Model, configuration: Configuration, facts: Facts) -> str | None:
     """What the request, or whoever pays for it, needs that the model does not have; None where it
-    has all."""
-    if facts.tools and not model.tools:
-        return "it cannot use tools"
-    if facts.images and not model.images:
-        return "it cannot see images"
+    has all that is known."""
+    if not answers(model, configuration, facts.endpoint):
+        return f"it has no {facts.endpoint} endpoint"
+    for asked, has, ability in (
+        (facts.tools, model.tools, "use tools"),
+        (facts.images, model.images, "see images"),
+        (facts.audio, model.audio, "hear audio"),
+        (facts.json_schema, model.json_schema, "hold to a JSON schema"),
+        (facts.reasoning, model.reasoning, "reason"),
+    ):
+        if asked and has is False:
+            return f"it cannot {ability}"
     if model.context is not None:
         needed = facts.prompt_tokens + (facts.max_tokens or 0)
         if needed > model.context:
             return f"its context of {model.context} tokens is too short for about {needed}"
-    if facts.budgeted and model.rates is None:
+    if facts.budgeted and cost(model.rates, _most(facts, model)) is None:
         return "its price is not known, so a key with a budget cannot pay for it"
     return None
 

@@ -42,7 +42,7 @@ def choose(
     able = []
     for name, reason in rule.reasons.items():
         attempt = promised(name, configuration, facts, snapshot, reason)
-        fault = incapable(configuration.models[name], facts) or outside(
+        fault = incapable(configuration.models[name], configuration, facts) or outside(
             attempt, route.within, configuration, snapshot
         )
         if fault is None:

@@ -46,8 +46,15 @@ def test_a_body_says_which_model(config: Path, tmp_path: Path) -> None:
     assert "route      model:gpt" in result.stdout
     result = explain("--body", str(body), "--config", str(config), "--model", "small")
     assert "route      model:small" in result.stdout
-    body.write_text(json.dumps({"model": "gpt", "prompt": "hi"}))
-    assert "route      model:gpt" in explain("--body", str(body), "--config", str(config)).stdout
+    body.write_text(json.dumps({"model": "small", "prompt": "hi"}))
+    assert "route      model:small" in explain("--body", str(body), "--config", str(config)).stdout
+
+
+def test_a_model_that_cannot_is_skipped_and_said_why(config: Path, tmp_path: Path) -> None:
+    body = tmp_path / "request.json"
+    body.write_text(json.dumps({"model": "assistant", "prompt": "hi"}))
+    result = explain("--body", str(body), "--config", str(config))
+    assert "skip       gpt (at openai): it has no completions endpoint" in result.stdout
 
 
 def test_the_file_in_the_working_directory_is_used(

@@ -53,5 +53,8 @@ async def test_a_client_whose_connection_stays_full_is_gone() -> None:
         def hold(self) -> None:
             """There is nothing to hold back."""
 
+        def drop(self) -> None:
+            """There is no connection."""
+
     with pytest.raises(ClientGone):
         await Reply(never_room, FORMATS["chat"], Full(), patience=0.01).write(b"data: x\n\n")

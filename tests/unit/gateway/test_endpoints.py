@@ -63,3 +63,12 @@ async def test_the_console_is_there(gateway: Running) -> None:
     async with gateway.http.get(gateway.url + "/") as response:
         assert response.status == 200
         assert response.headers["content-type"].startswith("text/html")
+
+
+async def test_models_say_what_they_can_do(gateway: Running) -> None:
+    async with gateway.http.get(gateway.url + "/v1/models/first") as response:
+        told = await response.json()
+    assert told["context_length"] is None
+    assert told["capabilities"]["tools"] is None
+    assert "images" in told["endpoints"]
+    assert "rerank" not in told["endpoints"]

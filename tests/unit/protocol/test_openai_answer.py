@@ -117,6 +117,6 @@ def test_an_error_has_openais_shape() -> None:
 
 
 def test_the_model_list() -> None:
-    listed = json.loads(model_list_body([("a", "local"), ("b", "up")], created=5))
+    listed = json.loads(model_list_body([("a", "local", {"x": 1}), ("b", "up", {})], created=5))
     assert listed["object"] == "list"
     assert listed["data"][1] == {"id": "b", "object": "model", "created": 5, "owned_by": "up"}

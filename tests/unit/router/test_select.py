@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.config.schema import Configuration, Match, Model, Route
+from headrace.config.schema import Configuration, Match, Model, Route, UpstreamProvider
 from headrace.protocol.errors import ModelNotFound
 from headrace.router.facts import Facts
 from headrace.router.plan import Plan, Snapshot
@@ -14,6 +14,7 @@ from headrace.router.rules import Rulebook
 from headrace.router.select import plan
 
 CONFIGURATION = Configuration(
+    providers={"openai": UpstreamProvider(), "other": UpstreamProvider()},
     models={
         "small": Model(source="smollm2-135m"),
         "gpt": Model(source="gpt-4.1", provider="openai"),
@@ -113,6 +114,7 @@ def configurations(draw: st.DrawFn) -> Configuration:
     chains = st.lists(st.sampled_from(sorted(models)), min_size=1, unique=True)
     routes = draw(st.lists(st.tuples(st.none() | NAMES, chains), max_size=3))
     return Configuration(
+        providers={name: UpstreamProvider() for name in "abcd"},
         models={name: Model(source=name, provider=provider) for name, provider in models.items()},
         routes=tuple(
             Route(name=f"r{place}", when=Match(model=model), attempts=tuple(chain))

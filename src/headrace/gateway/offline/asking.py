@@ -121,6 +121,9 @@ class _Nobody:
     def hold(self) -> None:
         """Nothing: what is sent goes nowhere."""
 
+    def drop(self) -> None:
+        """Nothing: there is no connection."""
+
 
 async def _halt(halt: asyncio.Event, client: _Nobody) -> None:
     await halt.wait()

@@ -18,7 +18,7 @@ from headrace.gateway.admission import check_type, read_body
 from headrace.gateway.disconnect import ClientGone
 from headrace.gateway.door import HOLDER
 from headrace.gateway.keyring import Charge
-from headrace.gateway.multipart import Form, read_form
+from headrace.gateway.multipart import FORM_BYTES, Form, read_form
 from headrace.gateway.offline.runner import Runner
 from headrace.gateway.offline.store import KEPT, Full, OfflineStore
 from headrace.gateway.services import Services
@@ -35,7 +35,6 @@ from headrace.protocol.openai_batches import Batch, BatchEndpoint, File, list_bo
 JSON = "application/json"
 LIVE = 64  # batches of one key that are not over
 WINDOW = 86_400  # seconds, "24h"
-FORM_BYTES = 1024 * 1024  # that a form may have beside its file
 
 T = TypeVar("T")
 

@@ -62,7 +62,7 @@ def angles(rope: Rope, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if rope not in model.tables:
         frequencies = np.array(rope.frequencies, np.float64)
-        places = -(-model.kv.blocks * model.kv.block_size // NEAR)
+        places = -(-model.positions // NEAR)
         found = []
         for positions, scale in ((np.arange(places) * NEAR, 1.0), (np.arange(NEAR), rope.scale)):
             turn = positions[:, None] * frequencies

@@ -61,16 +61,16 @@ class Arena:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.rooms: dict[str, int] = {}
         self.copied: torch.cuda.Event | None = None  # the device has read the twin
         self.generation = 0
-        self.move()
+        self.move({})
 
-    def move(self) -> None:
-        """Buffers of the present rooms."""
-        size = sum(self.rooms.values())
-        self.host = torch.zeros(size, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+    def move(self, rooms: dict[str, int]) -> None:
+        """Take buffers of these rooms; where there is no memory, the old ones stay."""
+        size = sum(rooms.values())
+        host = torch.zeros(size, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self.on_device = torch.zeros(size, dtype=torch.int32, device=self.device)
+        self.host, self.rooms = host, rooms
         self.generation += 1
 
     def fill(self, arrays: Mapping[str, Int32]) -> dict[str, torch.Tensor]:
@@ -81,8 +81,7 @@ class Arena:
             if array.size > self.rooms.get(name, -1)
         }
         if lacking:
-            self.rooms |= lacking
-            self.move()
+            self.move(self.rooms | lacking)
         elif self.copied is not None:
             self.copied.synchronize()  # a step may wait for the one before it, and its copy with it
         host, found, begin, used = self.host.numpy(), {}, 0, 0
