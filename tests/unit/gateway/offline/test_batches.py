@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ async def test_a_batch_is_known_until_its_files_are_gone(
         batch = await ended(client, await submitted(client, jsonl(line("a"))))
         store, now = gateway.app.runner._store, gateway.app.services.wall()
         for days, files, known in ((29, 2, True), (31, 0, True), (33, 0, False)):
-            gateway.app.services.wall = lambda days=days: now + days * 86_400
+            gateway.app.services.wall = partial(float, now + days * 86_400)
             await asyncio.to_thread(store.sweep)
             assert len([one for one in store.folder.iterdir() if one.name[0] != "."]) == files
             if known:
