@@ -251,7 +251,7 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
 
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: as many as this process may use
-    kv_tokens: Count = 32_768
+    kv_tokens: Count | None = None  # null: what a GPU has room for, elsewhere 32,768
     kv: Literal["auto", "f16", "int8", "fp8"] = "auto"  # entries of the KV cache
     memory: str | None = None  # of all models together, as "8GiB"; null: what there really is
     quantization: Literal["int8", "int4", "fp8"] | None = (

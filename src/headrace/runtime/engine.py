@@ -15,19 +15,20 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from .adapters import Adapters
-from .admission import admit, encode
-from .backends.base import Backend, KVLayout, KVType
+from .admission import MAX_RANKED, admit, encode
+from .backends.base import Backend, Filling, KVLayout, KVType
 from .backends.choice import choose, choose_for_ranks
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout
 from .loop import Loop
+from .models.architecture import Architecture
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
 from .models.program import Program
@@ -114,16 +115,18 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), OSError, ValueError (options; a draft
         model of another vocabulary).
         """
-        blocks = -(-options.kv_tokens // options.block_size)
+        load = loader(path, options)
+        quantization, threads = options.quantization, options.threads
+        checkpoint = load_checkpoint(path, options.planned_tokens, quantization, threads)
+        blocks = -(-options.planned_tokens // options.block_size)
         dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
-        load = loader(path, options, kv)
-        quantization, threads = options.quantization, options.threads
-        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
-        backend = load(decoder_program(checkpoint.architecture), checkpoint.weights)
         draft = None
-        if options.draft is not None and options.speculation:
+        if options.draft is not None and options.speculation:  # first: the model takes what is left
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
+        program = decoder_program(checkpoint.architecture)
+        kv = replace(kv, filling=filling(options, checkpoint.architecture))
+        backend = load(program, checkpoint.weights, kv)
         return cls(checkpoint, backend, options, draft=draft)
 
     @property
@@ -319,14 +322,27 @@ class Engine:
         self.close()
 
 
+def filling(options: EngineOptions, model: Architecture) -> Filling | None:
+    """What a KV cache that takes what is free leaves room for; None where its size is given, or
+    has to be equal on several devices."""
+    if options.kv_tokens is not None or options.tensor_parallel > 1:
+        return None
+    limits = options.limits
+    return Filling(limits.batch_tokens, limits.sequences, model.context, MAX_RANKED, options.memory)
+
+
 def loader(
-    path: Path, options: EngineOptions, kv: KVLayout
-) -> Callable[[Program, Mapping[str, Tensor]], Backend]:
+    path: Path, options: EngineOptions
+) -> Callable[[Program, Mapping[str, Tensor], KVLayout], Backend]:
     """What makes a backend of a program and its weights: here, or in the processes of several
     ranks. Raises ValueError where there is no such backend, or not enough devices."""
-    size = options.tensor_parallel
+    size, threads = options.tensor_parallel, options.threads
     if size == 1:
-        return partial(choose(options.backend), kv=kv, threads=options.threads)
+        return partial(choose(options.backend), threads=threads)
     name = choose_for_ranks(options.backend, size)
-    job = Job(path, name, size, kv, options.kv_tokens, options.threads, options.quantization)
-    return partial(lead, job)
+
+    def load(program: Program, weights: Mapping[str, Tensor], kv: KVLayout) -> Backend:
+        served, quantization = options.planned_tokens, options.quantization
+        return lead(Job(path, name, size, kv, served, threads, quantization), program, weights)
+
+    return load

@@ -28,17 +28,37 @@ Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Filling:
+    """For a KV cache that takes what a device has free: what must have room beside it.
+
+    That is the weights and any step of up to `rows` rows, `sequences` sequences of up to `context`
+    tokens each, and `ranked` likely tokens for each row. `most`: bytes that all may take together,
+    None: what is free.
+    """
+
+    rows: int
+    sequences: int
+    context: int
+    ranked: int
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KVLayout:
     """The paged KV cache: `blocks` blocks of `block_size` slots, each a token's key and value.
 
     "f16": entries of 16 bits, or more where the backend has more. "int8": a key or value of one
     head is a float32 scale, its largest magnitude over 127, and an integer -127 to 127 a dimension.
     "fp8": likewise, the scale being the largest magnitude over 448, and E4M3 (OCP FP8) a dimension.
+
+    With a `filling`, a backend whose device has memory of its own takes as many blocks as fit
+    there, and says how many in `Backend.kv`.
     """
 
     blocks: int
     block_size: int = 32
     dtype: KVType = "f16"
+    filling: Filling | None = None
 
 
 @dataclass(frozen=True, slots=True)

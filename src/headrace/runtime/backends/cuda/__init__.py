@@ -19,8 +19,8 @@ from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
-from .attention import query_block
-from .cache import Cache, new_cache
+from .attention import PROGRAMS, query_block
+from .cache import NO_CACHE, new_cache
 from .choices import Choices, EventTimer, driver, folder, measured_on
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
@@ -28,7 +28,8 @@ from .graphs import Graphs, bucket
 from .group import Ranks
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
-from .running import Clock, Running
+from .room import Meter, blocks_that_fit, device_meter
+from .running import Clock, Running, memory_errors
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -106,9 +107,19 @@ class CUDABackend:
         self.model.choices.close()
         self.make_room(FEWEST_ROWS)
 
+    def resize(self, blocks: int) -> None:
+        """A new KV cache, empty, of so many blocks."""
+        self.graphs.forget()
+        self.kv = self.model.kv = replace(self.kv, blocks=blocks)
+        self.model.cache = NO_CACHE
+        self.model.cache = new_cache(
+            self.model.program, self.kv, self.model.dtype, self.model.device
+        )
+
     def make_room(self, rows: int) -> None:
         """Buffers for steps of `rows` rows."""
         model = self.model
+        self.graphs.forget()  # first: of what is moved, part may stay where memory runs out
         for name, width in model.program.buffers.items():
             dtype = torch.float32 if name in self.residuals else model.dtype
             model.buffers[name] = torch.zeros((rows, width), dtype=dtype, device=model.device)
@@ -122,20 +133,19 @@ class CUDABackend:
         vocabulary = model.program.vocabulary
         model.logits = torch.zeros((rows, vocabulary), dtype=torch.float32, device=model.device)
         self.capacity = rows
-        self.graphs.forget()
 
     def make_partial_room(self, step: Step) -> None:
         """Buffers for the partial results of the step's attention."""
         model = self.model
         needed = 0
         for op in self.attentions:
-            rows = query_block(op.heads // op.kv_heads, model.prefills) * op.kv_heads
-            partials = step.planned[View(op.window, op.causal)].partials * rows
-            needed = max(needed, partials * power(op.head_size))
+            partials = step.planned[View(op.window, op.causal)].partials
+            needed = max(needed, partials * op.heads * power(op.head_size))
         if needed > model.partial_sums.numel():
-            model.partial_sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
-            model.partial_stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
             self.graphs.forget()
+            sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
+            stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
+            model.partial_sums, model.partial_stats = sums, stats
 
     def forward(self, batch: Batch, before: torch.Tensor | None = None) -> torch.Tensor:
         """Run the program; what it gives of the sampled rows, on the device.
@@ -154,7 +164,10 @@ class CUDABackend:
             // (op.heads // op.kv_heads)
             for op in self.attentions
         }
-        step = upload_step(self.arena, batch, tile_rows, padded, adapted)
+        programs = max(1, model.processors * PROGRAMS // model.program.kv_heads)
+        step = upload_step(
+            self.arena, batch, tile_rows, self.kv.block_size, programs, padded, adapted
+        )
         if self.arena.generation != self.generation:
             self.generation = self.arena.generation
             self.graphs.forget()
@@ -175,10 +188,8 @@ class CUDABackend:
         """Put a step on the stream; the host goes on. Raises MemoryError, ValueError."""
         before = None if batch.carried is None else self.chosen_by(after)
         clock = Clock(self.model.device)
-        try:
+        with memory_errors():
             running = Running(self.forward(batch, before), clock)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         if batch.sampling is not None:
             running.choose(batch.sampling)
         return running
@@ -200,10 +211,8 @@ class CUDABackend:
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises MemoryError."""
-        try:
+        with memory_errors():
             found: Float32 = np.array(self.forward(batch).float().cpu())
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         return found
 
     def kernels(self) -> Mapping[str, str]:
@@ -220,7 +229,8 @@ class CUDABackend:
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
         """Take an adapter in, between two steps. Raises ValueError, MemoryError."""
         model = self.model
-        model.adapters.load(number, deltas, model.dtype, model.device)
+        with memory_errors():
+            model.adapters.load(number, deltas, model.dtype, model.device)
 
     def drop_adapter(self, number: int) -> None:
         """Release an adapter. Raises ValueError where there is none of this number."""
@@ -232,7 +242,7 @@ class CUDABackend:
         self.graphs.launches = ()
         self.model.uploaded.clear()
         self.model.buffers.clear()
-        self.model.cache = Cache("float", torch.zeros(0), torch.zeros(0))
+        self.model.cache = NO_CACHE
         if self.model.group is not None:
             self.model.group.leave()
 
@@ -243,15 +253,21 @@ def load(
     kv: KVLayout,
     threads: int,
     place: Place | None = None,
+    meter: Meter | None = None,
 ) -> CUDABackend:
     """Compile `program` over `weights` for the first GPU, or a rank's. `threads` says nothing here.
 
-    Raises MemoryError, and RuntimeError where the ranks do not meet.
+    A `meter` tells of the memory that a KV cache may fill. Raises MemoryError, and RuntimeError
+    where the ranks do not meet.
     """
     on = found_device(0 if place is None else place.rank)
     if place is not None:
         on = replace(on, group=Ranks(place, on.device))
-    try:
-        return CUDABackend(program, weights, kv, on)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from error
+    if meter is None and on.device.type == "cuda":
+        meter = device_meter(on.device)
+    with memory_errors():
+        if kv.filling is None or meter is None:
+            return CUDABackend(program, weights, kv, on)
+        backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
+        backend.resize(blocks_that_fit(backend.model, backend.run, kv.filling, meter))
+        return backend

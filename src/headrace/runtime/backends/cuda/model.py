@@ -49,6 +49,12 @@ class Model:
     prefills: bool = False  # whether the step at hand has rows that are not decodes
 
     @property
+    def positions(self) -> int:
+        """As many as a sequence may have, or more."""
+        filling = self.kv.filling
+        return self.kv.blocks * self.kv.block_size if filling is None else filling.context
+
+    @property
     def ranks(self) -> Ranks:
         """The group of a program's part. Raises ValueError where the program is whole."""
         if self.group is None:
