@@ -211,6 +211,7 @@ async def test_speech_that_breaks_is_seen_to_be_cut(
     await gateway.idle()
     (record,) = await gateway.records()
     assert (record.status, record.error_code) == ("error", "upstream_error")
+    assert record.cost == pytest.approx(2 * 15 / 1e6)  # it was spoken, as far as anybody knows
     assert not caplog.records
 
 
