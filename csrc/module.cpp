@@ -334,6 +334,26 @@ class Bound {
   std::unique_ptr<Model> model_;  // last: it reads the arrays
 };
 
+using Bytes = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ReadBytes = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Whether all rows of floats could be rounded into `out`.
+bool round_blocks(const std::string& level, const std::string& source, const ReadBytes& data,
+                  const std::string& format, const Bytes& out) {
+  const Format from = format_of(source), to = format_of(format);
+  if (size_of(from).values != 1 || (to != Format::Q8_0 && to != Format::Q4_1)) {
+    throw std::invalid_argument("floats are rounded to Q8_0 or Q4_1");
+  }
+  const std::size_t blocks = data.shape(1) / row_bytes(from, kBlock);
+  if (data.shape(1) != blocks * row_bytes(from, kBlock) || out.shape(0) != data.shape(0) ||
+      out.shape(1) != blocks * row_bytes(to, kBlock)) {
+    throw std::invalid_argument("rows of whole blocks are rounded into as many");
+  }
+  const Kernels& kernels = find_level(level);
+  const nb::gil_scoped_release release;
+  return kernels.round_blocks(from, data.data(), data.shape(0) * blocks, to, out.data());
+}
+
 NB_MODULE(_native, m) {
   m.attr("SOURCES") = HEADRACE_SOURCES;
   m.doc() = "The CPU backend's kernels and executor.";
@@ -342,6 +362,7 @@ NB_MODULE(_native, m) {
     for (const Kernels* level : available_levels()) names.emplace_back(level->level);
     return names;
   });
+  m.def("round_blocks", &round_blocks, "level"_a, "source"_a, "data"_a, "format"_a, "out"_a);
   using Index = std::size_t;
   using Several = std::vector<std::size_t>;
   nb::class_<Flight>(m, "Flight");

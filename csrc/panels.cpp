@@ -117,6 +117,43 @@ void place(PanelKind kind, const Block& given, int row, std::uint8_t* out) {
   }
 }
 
+// Codes of these formats lie in the bytes of a panel as they do in their block, four at a time.
+bool same_words(Format format) {
+  return format == Format::Q4_0 || format == Format::Q4_1 || format == Format::Q8_0;
+}
+
+// A panel of such a format: block by block, so that it is written once and in order.
+void place_words(Format format, const std::uint8_t* weight, std::size_t rows, std::size_t stride, std::size_t blocks,
+                 std::uint8_t* out) {
+  PanelKind kind{};
+  panel_kind(format, &kind);
+  constexpr std::uint16_t kOne = 0x3c00, kMagnitude = 0x7fff;
+  const std::uint8_t zero = kind == PanelKind::Q4 ? 0x88 : 0;
+  const int words = kind == PanelKind::Q8 ? 8 : 4;
+  const std::size_t scales = kind == PanelKind::Q4Min ? 2 : 1;
+  const std::size_t bytes = static_cast<std::size_t>(size_of(format).bytes);
+  for (std::size_t i = 0; i < blocks; ++i, out += panel_block_bytes(kind)) {
+    for (std::size_t row = 0; row < kPanelRows; ++row) {
+      const std::uint8_t* from = weight + row * stride + i * bytes;
+      std::uint8_t* codes = out + 32 * scales + 4 * row;
+      const bool none = row >= rows || !(load16(from) & kMagnitude);
+      const std::uint16_t scale = none ? kOne : load16(from);  // see without_zero_scales
+      std::memcpy(out + 2 * row, &scale, 2);
+      if (scales == 2) {
+        const std::uint16_t minimum = row >= rows ? std::uint16_t{0} : load16(from + 2);
+        std::memcpy(out + 32 + 2 * row, &minimum, 2);
+      }
+      for (int word = 0; word < words; ++word) {
+        if (none) {
+          std::memset(codes + 64 * word, zero, 4);
+        } else {
+          std::memcpy(codes + 64 * word, from + 2 * scales + 4 * word, 4);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 bool panel_kind(Format format, PanelKind* kind) {
@@ -163,6 +200,10 @@ void pack_panel(Format format, const std::uint8_t* weight, std::size_t rows, std
   const std::size_t stride = row_bytes(format, columns);
   const std::size_t bytes = static_cast<std::size_t>(size_of(format).bytes);
   const std::size_t blocks = columns / kBlock;
+  if (same_words(format)) {
+    const std::size_t first = panel * kPanelRows;
+    return place_words(format, weight + first * stride, rows - first, stride, blocks, out);
+  }
   std::memset(out, 0, blocks * step);
   for (int row = 0; row < kPanelRows; ++row) {
     const std::uint8_t* from = weight + (panel * kPanelRows + row) * stride;

@@ -244,6 +244,8 @@ struct Kernels {
   std::size_t (*largest)(const float* values, std::size_t count);
   // log(sum(exp(values[i] - shift))) + shift
   float (*log_sum_exp)(const float* values, std::size_t count, float shift);
+  // Blocks of 32 floats (F32, F16, BF16) rounded to Q8_0 or Q4_1. False: one has no number, or too large a one.
+  bool (*round_blocks)(Format from, const std::uint8_t* source, std::size_t blocks, Format to, std::uint8_t* out);
 };
 
 }  // namespace headrace

@@ -60,6 +60,7 @@ const Kernels kKernels = {
 #endif
     .largest = largest,
     .log_sum_exp = log_sum_exp,
+    .round_blocks = round_blocks,
 };
 
 }  // namespace headrace::HEADRACE_LEVEL

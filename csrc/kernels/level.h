@@ -26,5 +26,6 @@ void attention_part(const AttentionTile& job, std::size_t begin, std::size_t end
 void attention_merge(const AttentionTile& job, float* into, float* part);
 void attention_finish(const AttentionTile& job, float* state);
 void attention_brains(const AttentionTile& job);
+bool round_blocks(Format from, const std::uint8_t* source, std::size_t blocks, Format to, std::uint8_t* out);
 
 }  // namespace headrace::HEADRACE_LEVEL

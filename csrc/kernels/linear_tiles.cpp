@@ -97,6 +97,23 @@ struct Scratch {
 };
 static_assert(sizeof(Scratch) == kTileScratch * sizeof(float));
 
+// What it holds where there is one tile of rows: blocks of weights, in a ring.
+constexpr std::size_t kRing = 8, kLead = 4;
+struct alignas(64) Stream {
+  std::int8_t weights[kRing][kTileBytes];
+  float scales[kRing][2 * kLanes];
+};
+static_assert(sizeof(Stream) <= sizeof(Scratch));
+
+constexpr std::size_t kAhead = 4096;  // bytes of weights
+
+template <int ODD>
+struct Parity {
+  static constexpr int value = ODD;
+};
+using Even = Parity<0>;
+using Odd = Parity<1>;
+
 template <PanelKind KIND>
 inline void fetch(const std::uint8_t* block) {
   for (int line = 0; line < panel_block_bytes(KIND); line += 64) _mm_prefetch(block + line, _MM_HINT_T1);
@@ -277,19 +294,92 @@ void multiply(const Patch& patch, std::size_t first, Scratch& scratch) {
   }
 }
 
+// One tile of rows: panels follow one another in memory, and are taken as one run of blocks.
+template <PanelKind KIND>
+struct Run {
+  static constexpr std::size_t kSteps = steps_of(KIND), kBytes = panel_block_bytes(KIND);
+  const IntegerPanels& job;
+  Stream& stream;
+  const std::size_t blocks = job.source.columns / kBlock, count = blocks * job.count();
+  const std::size_t start = job.source.block_index(job.begin, 0);
+  std::size_t unpacked = 0;             // blocks
+  std::size_t begun = 0, column = 0;    // steps; of a panel
+
+  void unpack_next() {
+    if (unpacked == count) return;
+    const std::uint8_t* from = job.panel + unpacked * kBytes;
+    for (std::size_t line = 0; line < kBytes; line += 64) _mm_prefetch(from + kAhead + line, _MM_HINT_T1);
+    unpack_block<KIND>(from, stream.weights[unpacked % kRing], stream.scales[unpacked % kRing]);
+    ++unpacked;
+  }
+  // Past the last step it multiplies what it multiplied before: nobody reads that.
+  template <int ODD>
+  void begin_next() {
+    const Pass first = {job.source.codes + start * kRowBytes + column / kSteps * kTileBytes,
+                        stream.weights[begun / kSteps % kRing]};
+    begin<KIND, ODD>(at<KIND>(first, begun % kSteps));
+    ++begun;
+    if (++column == blocks * kSteps) column = 0;
+  }
+  template <std::size_t ROWS>
+  void own_outputs(std::size_t panel) const {
+    float* out = job.out + job.begin * job.stride + panel * kPanelRows;
+    for (std::size_t r = 0; r < ROWS; ++r) __builtin_prefetch(out + r * job.stride, 1);
+  }
+};
+
+template <PanelKind KIND, std::size_t ROWS>
+void multiply_run(const IntegerPanels& job, Stream& stream) {
+  constexpr std::size_t kSteps = steps_of(KIND);
+  alignas(64) Products products[2];
+  Run<KIND> run{job, stream};
+  while (run.unpacked < kLead) run.unpack_next();
+  settle();
+  run.template begin_next<0>();
+  run.template begin_next<1>();
+  finish<KIND, 0>(&products[0]);
+  std::size_t added = 0;
+  for (std::size_t panel = 0; panel < job.count(); ++panel) {
+    run.template own_outputs<ROWS>(panel);
+    Vector sums[ROWS] = {};
+    const ActivationBlock* about = job.source.blocks + run.start;
+    for (std::size_t step = 0; step < run.blocks * kSteps; step += 2) {
+      run.unpack_next();
+      settle();
+      run.template begin_next<0>();
+      finish<KIND, 1>(&products[1]);
+      accumulate<KIND, ROWS>(products[0], stream.scales[added % kRing], 0, about, sums);
+      if (kSteps == 1) ++added, about += kTileRows, run.unpack_next();
+      settle();
+      run.template begin_next<1>();
+      finish<KIND, 0>(&products[0]);
+      accumulate<KIND, ROWS>(products[1], stream.scales[added % kRing], kSteps - 1, about, sums);
+      ++added, about += kTileRows;
+    }
+#pragma GCC unroll 16
+    for (std::size_t r = 0; r < ROWS; ++r) {
+      if (job.begin + r < job.end) write(job, job.begin + r, panel, sums[r]);
+    }
+  }
+}
+
 template <PanelKind KIND>
 void panels(const IntegerPanels& job, float* scratch) {
   const std::size_t blocks = job.source.columns / kBlock, parts = (blocks + kTileBlocks - 1) / kTileBlocks;
   const auto least = [](std::size_t a, std::size_t b) { return a < b ? a : b; };
   const bool half = job.end - job.begin <= kHalfTile;
   configure<KIND>(half ? kHalfTile : kTileRows);
+  if (job.end - job.begin <= kTileRows && blocks * steps_of(KIND) % 2 == 0) {
+    Stream& mine = *reinterpret_cast<Stream*>(scratch);
+    half ? multiply_run<KIND, kHalfTile>(job, mine) : multiply_run<KIND, kTileRows>(job, mine);
+    return _tile_release();
+  }
   for (std::size_t first = 0; first < job.count(); first += kTilePanels) {
     const std::size_t panels = least(kTilePanels, job.count() - first);
     for (std::size_t row = job.begin; row < job.end; row += kTileGroups * kTileRows) {
       const std::size_t end = least(row + kTileGroups * kTileRows, job.end);
       const Patch patch = {job, row, end, panels, (end - row + kTileRows - 1) / kTileRows, blocks, parts};
-      Scratch& mine = *reinterpret_cast<Scratch*>(scratch);
-      half ? multiply<KIND, kHalfTile>(patch, first, mine) : multiply<KIND, kTileRows>(patch, first, mine);
+      multiply<KIND, kTileRows>(patch, first, *reinterpret_cast<Scratch*>(scratch));
     }
   }
   _tile_release();

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +68,14 @@ async def running(
     heartbeat: float = HEARTBEAT,
     grace: float = GRACE,
     file: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Running]:
     """The gateway of `configuration`, or else of `file`, started and closed."""
     loaded = (
         load(file) if configuration is None else Loaded(configuration, version_of(configuration))
     )
     environ = {"TEST_KEY": "sk-test"}
-    app = App.build(loaded, models or {}, environ=environ, heartbeat=heartbeat)
+    app = App.build(loaded, models or {}, environ=environ, clock=clock, heartbeat=heartbeat)
     if file is not None:
         app.watch(file, lambda: load(file), environ)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)

@@ -205,6 +205,8 @@ def _dialect(path: Path, provider: UpstreamProvider) -> Iterator[tuple[Path, str
             yield (*path, field), f"goes with dialect bedrock, not with {dialect}"
     if dialect != "azure" and provider.api_version is not None:
         yield (*path, "api_version"), f"goes with dialect azure, not with {dialect}"
+    if dialect in ("bedrock", "cohere") and provider.probe.every is not None:
+        yield (*path, "probe"), f"{dialect} lists no models; expected a probe of a model instead"
 
 
 def _address_fault(address: str) -> str | None:
@@ -243,6 +245,8 @@ def _models(configuration: Configuration, source_fault: SourceFault) -> Iterator
             yield ("models", name, "source"), "expected the name of a model, got an empty string"
         elif model.provider == LOCAL and (fault := source_fault(model.source)) is not None:
             yield ("models", name, "source"), fault
+        if model.provider == LOCAL and model.probe.every is not None:
+            yield ("models", name, "probe"), "our own engine is known to be well without one"
         if model.adapter is not None and model.provider != LOCAL:
             yield ("models", name, "adapter"), f"only a model of provider '{LOCAL}' takes one"
         elif model.adapter is not None and (fault := source_fault(model.adapter)) is not None:

@@ -48,6 +48,14 @@ class Timeouts(Struct, frozen=True, forbid_unknown_fields=True):
     pool: Seconds = 5.0
 
 
+class Probe(Struct, frozen=True, forbid_unknown_fields=True):
+    """Asking whether all is well: so many seconds after the last call or probe told, and how many
+    seconds the answer may take. Without `every` nothing is asked."""
+
+    every: Annotated[float, Meta(ge=1)] | None = None
+    timeout: Seconds = 10.0
+
+
 WireDialect = Literal["openai", "azure", "anthropic", "gemini", "bedrock", "mistral", "cohere"]
 
 # Where a dialect's own provider is, for a configuration that names no address; Azure's and
@@ -79,6 +87,7 @@ class UpstreamProvider(Struct, frozen=True, forbid_unknown_fields=True):
     timeouts: Timeouts = Timeouts()
     max_connections: Count = 256
     region: str | None = None
+    probe: Probe = Probe()
 
     @property
     def address(self) -> str | None:
@@ -153,6 +162,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     prefill: bool = False
     quality: Share | None = None
     limits: Limits = Limits()
+    probe: Probe = Probe()
 
     @property
     def rates(self) -> Price | None:
@@ -241,7 +251,7 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
 
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: as many as this process may use
-    kv_tokens: Count = 32_768
+    kv_tokens: Count | None = None  # null: what a GPU has room for, elsewhere 32,768
     kv: Literal["auto", "f16", "int8", "fp8"] = "auto"  # entries of the KV cache
     memory: str | None = None  # of all models together, as "8GiB"; null: what there really is
     quantization: Literal["int8", "int4", "fp8"] | None = (

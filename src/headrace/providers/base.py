@@ -89,6 +89,15 @@ class Counter(Protocol):
         ...
 
 
+@runtime_checkable
+class Lister(Protocol):
+    """A provider that lists its models, which costs nothing."""
+
+    async def list_models(self) -> None:
+        """Ask for the list, whose content is not looked at; raises as `Provider.generate` does."""
+        ...
+
+
 async def count_tokens(provider: Provider, request: GenerationRequest, model: str) -> int:
     """The tokens of a prompt: the provider's own count, or an estimate where it has none."""
     if isinstance(provider, Counter):

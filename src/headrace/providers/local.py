@@ -46,7 +46,7 @@ from headrace.providers.local_template import VARIABLES, variables
 from headrace.providers.residency import Residency
 from headrace.providers.translation import native
 from headrace.runtime.memory import RESERVE, free_memory, usable_memory
-from headrace.runtime.options import EngineOptions, Limits
+from headrace.runtime.options import KV_TOKENS, EngineOptions, Limits
 from headrace.runtime.process import AdapterRefused, EngineDied, EngineFailed, EngineProcess
 from headrace.runtime.request import Objectives, Prompt, Request, RequestRefused, SamplingParameters
 from headrace.runtime.spare import Spare
@@ -93,7 +93,8 @@ class LocalProvider:
         options = EngineOptions(
             backend=settings.backend,
             threads=settings.threads,
-            kv_tokens=settings.kv_tokens,
+            kv_tokens=settings.kv_tokens if len(models) == 1 else settings.kv_tokens or KV_TOKENS,
+            memory=settings.memory_bytes,
             kv_dtype=settings.kv,
             quantization=settings.quantization,
             draft=draft,

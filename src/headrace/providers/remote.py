@@ -26,6 +26,7 @@ from headrace.providers.refusals import read_refusal
 from headrace.providers.upstream import Exchange, Patience, Upstream, drain
 
 DONE = "[DONE]"
+MODELS = "/models"  # of every dialect that lists models below its address
 JSON = "application/json"
 
 
@@ -85,6 +86,10 @@ class RemoteProvider:
         if dialect.write_count is None or dialect.read_count is None:
             return estimated_prompt(request)
         return dialect.read_count(await self._asked(dialect.write_count(request, model)), self.name)
+
+    async def list_models(self) -> None:
+        """Ask for the list of models; see `providers.base.Lister`."""
+        await self._asked(Exchange(MODELS, b"", method="GET"))
 
     async def embed(self, request: EmbeddingRequest, model: str) -> AsyncGenerator[Event, None]:
         """Embed on `model`; see `providers.base.Embedder`. Raises as `generate` does."""

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from headrace import __version__
@@ -46,6 +47,7 @@ class Exchange:
     path: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    method: Literal["POST", "GET"] = "POST"
     upload: Upload | None = None
     content_type: str = "application/json"
 
@@ -221,7 +223,8 @@ class Upstream:
         path = exchange.path.encode("ascii")
         if b"\r" in path or b"\n" in path or b" " in path or further.count("\n") != len(fields):
             raise UpstreamError(f"The request to provider '{self.name}' cannot be written.")
-        return b"POST %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+        return b"%b %b%b HTTP/1.1\r\n%b%bContent-Length: %d\r\n\r\n" % (
+            exchange.method.encode(),
             self._path,
             path,
             self._head,

@@ -6,14 +6,18 @@ it is half open: one call goes to try it; its success closes the breaker, its fa
 host twice as long as before, up to `LONGEST`. A host that names a time (Retry-After) cools for as
 long as it asked, within `LONGEST`. A provider whose models fail one after the other, several of
 them and with no success between, cools as a whole. An answer far later than predicted counts as a
-failure. An error that is the caller's own fault says nothing.
+failure. An error that is the caller's own fault says nothing. What probes watch is tried by its
+probe when it is half open, and by no call.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
+
+from msgspec import Struct
 
 from headrace.config.schema import LOCAL
 from headrace.protocol.errors import HeadraceError, InputError, RateLimited
@@ -26,6 +30,18 @@ LONGEST = 300.0  # seconds, of any cooling
 MEMORY = 0.1  # the weight of the newest call in the share of failures
 OUTLIER = 0.5  # the share of failures that cools a host
 ENOUGH = 10  # calls before that share says anything
+
+
+Stage = Literal["closed", "open", "half-open"]
+
+
+class Illness(Struct, frozen=True):
+    """Who should not be tried, why, and for how many seconds still for certain."""
+
+    key: str
+    stage: Stage
+    why: str
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -59,6 +75,52 @@ class Health:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._states: dict[str, _State] = {}  # of hosts, and of providers as a whole
+        self._heard: dict[str, float | None] = {}  # when calls last told of those that are watched
+
+    def watch(self, keys: Iterable[str]) -> None:
+        """Those that are probed, hosts and providers, from now on."""
+        self._heard = {key: self._heard.get(key) for key in keys}
+
+    def heard(self, key: str) -> float | None:
+        """When a call last told how one that is watched is."""
+        return self._heard.get(key)
+
+    def stage(self, key: str) -> Stage:
+        """How the breaker of a host or a provider stands."""
+        state = self._states.get(key)
+        if state is None or state.closed:
+            return "closed"
+        return "open" if self._clock() < state.until else "half-open"
+
+    def illnesses(self) -> list[Illness]:
+        """All whose breaker is not closed."""
+        now = self._clock()
+        return [
+            Illness(key, self.stage(key), state.why, max(state.until - now, 0.0))
+            for key, state in self._states.items()
+            if not state.closed
+        ]
+
+    def probing(self, provider: str) -> None:
+        """Take note that a probe asks a provider for something that is not of one model."""
+        state = self._states.get(provider)
+        if state is not None and not state.closed:
+            state.trying = True
+
+    def probed(self, provider: str, error: HeadraceError | None) -> None:
+        """Take note of what the provider said to that; None: all is well."""
+        if error is None:
+            state = self._states.get(provider)
+            if state is not None and state.closed:
+                state.failures = 0
+            elif state is not None and self._clock() >= state.until:
+                state.close()
+        elif isinstance(error, InputError):
+            if provider in self._states:
+                self._states[provider].trying = False
+        else:
+            state = self._states.setdefault(provider, _State())
+            self._failure(state, provider, _kind(error), THRESHOLD)
 
     def begun(self, provider: str, model: str) -> None:
         """Take note that a call to `model` goes out: where the breaker is half open, it is the
@@ -71,6 +133,7 @@ class Health:
 
     def failed(self, provider: str, model: str, error: HeadraceError) -> None:
         """Take note that a call failed with `error`."""
+        self._hear(provider, model)
         limited = isinstance(error, RateLimited)
         if isinstance(error, InputError) and not limited:
             self.left(provider, model)
@@ -92,11 +155,13 @@ class Health:
 
     def late(self, provider: str, model: str) -> None:
         """Take note that an answer began far later than it should have."""
+        self._hear(provider, model)
         host = host_of(provider, model)
         self._failure(self._states.setdefault(host, _State()), host, "it was slow", THRESHOLD)
 
     def succeeded(self, provider: str, model: str) -> None:
         """Take note that a call went well."""
+        self._hear(provider, model)
         if not self._states:
             return
         state = self._states.get(host_of(provider, model))
@@ -129,7 +194,15 @@ class Health:
                 ill[key] = state.why
             elif state.trying:
                 ill[key] = f"'{key}' cooled, and one call tries it now"
+            elif key in self._heard and not state.closed:
+                ill[key] = f"'{key}' cooled, and its probe tries it next"
         return ill
+
+    def _hear(self, provider: str, model: str) -> None:
+        if self._heard:
+            for key in (host_of(provider, model), provider):
+                if key in self._heard:
+                    self._heard[key] = self._clock()
 
     def _failure(self, state: _State, key: str, kind: str, threshold: float) -> None:
         state.failures += 1

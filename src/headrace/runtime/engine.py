@@ -14,25 +14,29 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from .adapters import Adapters
-from .admission import admit, encode
-from .backends.base import Backend, KVLayout, KVType
-from .backends.choice import choose
+from .admission import MAX_RANKED, admit, encode
+from .backends.base import Backend, Filling, KVLayout, KVType
+from .backends.choice import choose, choose_for_ranks
 from .grammar import Grammars
 from .kvcache import BlockPool
 from .layout import Layout
 from .loop import Loop
+from .models.architecture import Architecture
 from .models.assembly import decoder_program
 from .models.checkpoint import Checkpoint, load_checkpoint
+from .models.program import Program
 from .options import DEFAULT_OPTIONS, EngineOptions
 from .pace import Pace
 from .placement import layout
 from .postprocess import Taken, tell
+from .ranks.leader import Job, lead
 from .request import (
     DEFAULT_SAMPLING,
     Counters,
@@ -52,6 +56,7 @@ from .scheduler import Scheduler
 from .sequence import Sequence
 from .speculation.model import DraftModel, load_draft_model
 from .speculation.speculator import Speculator
+from .weights.tensor import Tensor
 
 __all__ = ["Completion", "Engine", "EngineOptions"]
 
@@ -110,17 +115,18 @@ class Engine:
         Raises WeightsError (damaged or unsupported model), OSError, ValueError (options; a draft
         model of another vocabulary).
         """
-        load = choose(options.backend)
+        load = loader(path, options)
         quantization, threads = options.quantization, options.threads
-        checkpoint = load_checkpoint(path, options.kv_tokens, quantization, threads)
-        blocks = -(-options.kv_tokens // options.block_size)
+        checkpoint = load_checkpoint(path, options.planned_tokens, quantization, threads)
+        blocks = -(-options.planned_tokens // options.block_size)
         dtype: KVType = "f16" if options.kv_dtype == "auto" else options.kv_dtype
         kv = KVLayout(blocks, options.block_size, dtype)
-        program = decoder_program(checkpoint.architecture)
-        backend = load(program, checkpoint.weights, kv, options.threads)
         draft = None
-        if options.draft is not None and options.speculation:
+        if options.draft is not None and options.speculation:  # first: the model takes what is left
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
+        program = decoder_program(checkpoint.architecture)
+        kv = replace(kv, filling=filling(options, checkpoint.architecture))
+        backend = load(program, checkpoint.weights, kv)
         return cls(checkpoint, backend, options, draft=draft)
 
     @property
@@ -314,3 +320,29 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def filling(options: EngineOptions, model: Architecture) -> Filling | None:
+    """What a KV cache that takes what is free leaves room for; None where its size is given, or
+    has to be equal on several devices."""
+    if options.kv_tokens is not None or options.tensor_parallel > 1:
+        return None
+    limits = options.limits
+    return Filling(limits.batch_tokens, limits.sequences, model.context, MAX_RANKED, options.memory)
+
+
+def loader(
+    path: Path, options: EngineOptions
+) -> Callable[[Program, Mapping[str, Tensor], KVLayout], Backend]:
+    """What makes a backend of a program and its weights: here, or in the processes of several
+    ranks. Raises ValueError where there is no such backend, or not enough devices."""
+    size, threads = options.tensor_parallel, options.threads
+    if size == 1:
+        return partial(choose(options.backend), threads=threads)
+    name = choose_for_ranks(options.backend, size)
+
+    def load(program: Program, weights: Mapping[str, Tensor], kv: KVLayout) -> Backend:
+        served, quantization = options.planned_tokens, options.quantization
+        return lead(Job(path, name, size, kv, served, threads, quantization), program, weights)
+
+    return load

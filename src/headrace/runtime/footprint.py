@@ -22,9 +22,9 @@ def footprint(path: Path, options: EngineOptions) -> int:
     """
     encodes = is_encoder(path)
     if path.is_dir():
-        described = describe_directory(path, options.kv_tokens, embeds=encodes)
+        described = describe_directory(path, options.planned_tokens, embeds=encodes)
     else:
-        described = describe_file(read_gguf(path), options.kv_tokens)
+        described = describe_file(read_gguf(path), options.planned_tokens)
     kv = 0 if encodes else kv_bytes(described.architecture, options)
     return PROCESS + int(weight_bytes(described, options) * WORKING) + kv
 
@@ -50,5 +50,5 @@ def kv_bytes(model: Architecture, options: EngineOptions) -> int:
     else:
         size = 1 if rounded else 2
         scale = 4 if rounded or options.backend != "cuda" else 0  # of a head's key or value
-    entries = 2 * len(model.layers) * model.kv_heads * options.kv_tokens
+    entries = 2 * len(model.layers) * model.kv_heads * options.planned_tokens
     return entries * (model.head_size * size + scale)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .backends.base import Backend, Batch, Pending, Sampled
+from .backends.base import Backend, Batch, GroupLost, Pending, Sampled
 from .flight import Flight, launched
 from .kvcache import BlockPool
 from .options import Limits
@@ -79,7 +79,7 @@ class Loop:
         """See a step's end, and begin the next: the tokens that came.
 
         `listen` is called before the next step is settled, to take in what came meanwhile; it may
-        add and remove sequences.
+        add and remove sequences. Raises GroupLost: no step can be run any more.
         """
         flight, self.flight = self.flight, None
         if flight is None or not flight.wanted:
@@ -91,6 +91,8 @@ class Loop:
         following = self.launch(plan, ahead=True) if plan and self.ahead(flight) else None
         try:
             sampled = flight.pending.wait()
+        except GroupLost:
+            raise
         except Exception:
             log.exception("a step of %d sequences failed", len(flight.spans))
             return self.isolate(flight, following)
@@ -168,6 +170,8 @@ class Loop:
             alone.choose()
             try:
                 taken += self.take(alone, alone.pending.wait())
+            except GroupLost:
+                raise
             except Exception:
                 log.exception("a step of request %s failed", span.sequence.id)
                 taken.append(Taken(span.sequence, "error"))

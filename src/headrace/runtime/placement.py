@@ -10,6 +10,7 @@ from .backends.base import Backend
 from .backends.choice import because
 from .layout import Layout, Placed
 from .models.program import Op, Program
+from .ranks.leader import Leader
 from .weights.tensor import Tensor
 
 PACKAGE = f"{__package__}.backends."
@@ -20,8 +21,12 @@ MULTIPLY = frozenset({"Linear", "Logits", "MixExperts"})
 
 def layout(asked: str, backend: Backend, program: Program, weights: Mapping[str, Tensor]) -> Layout:
     """That of a program that was loaded by the backend `asked` for, which may be "auto"."""
-    name = type(backend).__module__.removeprefix(PACKAGE).split(".")[0]
-    return Layout(name, because(asked, name, program), placed(program, weights, backend.kernels()))
+    own = backend.backend if isinstance(backend, Leader) else backend
+    name = type(own).__module__.removeprefix(PACKAGE).split(".")[0]
+    why = because(asked, name, program)
+    if isinstance(backend, Leader):
+        why = f"{why}, in {backend.size} parts"
+    return Layout(name, why, placed(program, weights, backend.kernels()))
 
 
 def placed(

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Load the model, say so, and serve until the channel closes."""
     logging.basicConfig(format="engine %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("headrace").setLevel(logging.INFO)
     # A terminal's ^C and a service manager's stop go to the whole group: the platform handles
     # them, and closes the channel when the running calls have ended.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,8 +9,9 @@ something else, such as to plan the next one. `run` is all three at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -27,17 +28,37 @@ Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Filling:
+    """For a KV cache that takes what a device has free: what must have room beside it.
+
+    That is the weights and any step of up to `rows` rows, `sequences` sequences of up to `context`
+    tokens each, and `ranked` likely tokens for each row. `most`: bytes that all may take together,
+    None: what is free.
+    """
+
+    rows: int
+    sequences: int
+    context: int
+    ranked: int
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KVLayout:
     """The paged KV cache: `blocks` blocks of `block_size` slots, each a token's key and value.
 
     "f16": entries of 16 bits, or more where the backend has more. "int8": a key or value of one
     head is a float32 scale, its largest magnitude over 127, and an integer -127 to 127 a dimension.
     "fp8": likewise, the scale being the largest magnitude over 448, and E4M3 (OCP FP8) a dimension.
+
+    With a `filling`, a backend whose device has memory of its own takes as many blocks as fit
+    there, and says how many in `Backend.kv`.
     """
 
     blocks: int
     block_size: int = 32
     dtype: KVType = "f16"
+    filling: Filling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +208,57 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which rank of how many runs a program that was cut (`models.sharding`), and where they meet.
+
+    `meeting` is a file, in a folder that nobody else may write to, which the first one makes.
+    """
+
+    rank: int
+    size: int
+    meeting: Path
+
+
+class Group(Protocol):
+    """The ranks that run a model together. All of them call the same in the same order.
+
+    A rank that is gone is a RuntimeError for the others.
+    """
+
+    rank: int
+    size: int
+
+    def sum(self, rows: Float32) -> None:
+        """Add up all ranks' rows, in place: every rank gets the same bits."""
+        ...
+
+    def gather(self, part: Float32, widths: Sequence[int]) -> Float32:
+        """All ranks' parts [rows, widths[rank]] side by side on rank 0; on others their own."""
+        ...
+
+    def leave(self) -> None:
+        """Release what the group holds."""
+        ...
+
+
+class GroupLost(RuntimeError):
+    """A rank failed in a step: the ranks do not agree any more, and no step can be run."""
+
+
 class Load(Protocol):
     """How a backend comes to be."""
 
     def __call__(
-        self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, threads: int
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        kv: KVLayout,
+        threads: int,
+        place: Place | None = None,
     ) -> Backend:
-        """Compile `program` over `weights`; `threads` 0 takes all processors allowed."""
+        """Compile `program` over `weights`; `threads` 0 takes all processors allowed.
+
+        `place`: that of a rank, where the program is one's part; waits until all ranks are there.
+        """
         ...

@@ -15,8 +15,8 @@ from itertools import takewhile
 from ..models.program import BASIC, Program, UnsupportedProgram, demands
 from ..options import AUTO
 from ..weights.tensor import Tensor
-from .base import Backend, KVLayout, Load
-from .devices import has_nvidia
+from .base import Backend, KVLayout, Load, Place
+from .devices import has_nvidia, interpreted
 
 FASTEST_FIRST = ("cuda", "cpu", "reference")
 
@@ -81,13 +81,45 @@ def lacking(name: str, program: Program) -> list[str]:
 
 
 def load_by_name(
-    name: str, program: Program, weights: Mapping[str, Tensor], kv: KVLayout, threads: int
+    name: str,
+    program: Program,
+    weights: Mapping[str, Tensor],
+    kv: KVLayout,
+    threads: int,
+    place: Place | None = None,
 ) -> Backend:
-    """Load by one backend. Raises UnsupportedProgram, naming what it lacks."""
+    """Load by one backend; `place` is that of a rank. Raises UnsupportedProgram, naming what the
+    backend lacks."""
     if unknown := lacking(name, program):
         raise UnsupportedProgram(f"backend {name} does not know {', '.join(unknown)}")
     load: Load = import_module(f"headrace.runtime.backends.{name}").load
-    return load(program, weights, kv, threads)
+    if place is None:
+        return load(program, weights, kv, threads)
+    return load(program, weights, kv, threads, place)
+
+
+def choose_for_ranks(name: str, size: int) -> str:
+    """The backend that runs a program in so many parts, each in a process of its own.
+
+    Raises ValueError, which says what that needs.
+    """
+    if name == "reference":
+        return name
+    needs = f"tensor_parallel {size} needs backend cuda and {size} NVIDIA GPUs"
+    if name not in (AUTO, "cuda"):
+        raise ValueError(f"{needs}; backend {name} runs a model in one process, on all processors")
+    there = gpus()
+    if there < size and not (interpreted() and importable("cuda")):
+        raise ValueError(f"{needs}; there are {there}")
+    return "cuda"
+
+
+def gpus() -> int:
+    """NVIDIA GPUs that this process may use; 0 where torch is not installed."""
+    if not has_nvidia() or importable("cuda") is None:
+        return 0
+    found: int = import_module("headrace.runtime.backends.cuda.group").devices()
+    return found
 
 
 def importable(name: str) -> Load | None:

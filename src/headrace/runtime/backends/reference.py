@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatchmethod
+from importlib import import_module
 from itertools import pairwise
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from ..models.program import (
     EVERYTHING,
     Activate,
     AddEmbedding,
+    AllReduce,
     Attention,
     Embed,
     GateMultiply,
@@ -36,10 +38,12 @@ from ..weights.tensor import Tensor
 from .base import (
     Batch,
     Float32,
+    Group,
     Int32,
     KVLayout,
     KVType,
     Pending,
+    Place,
     Sampled,
     SamplingRows,
 )
@@ -72,9 +76,16 @@ class ReferenceBackend:
 
     queues = False
 
-    def __init__(self, program: Program, weights: Mapping[str, Tensor], kv: KVLayout) -> None:
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Tensor],
+        kv: KVLayout,
+        group: Group | None = None,
+    ) -> None:
         self.program = program
         self.kv = kv
+        self.group = group
         linears = [op for op in program.ops if isinstance(op, Linear)]
         self.stacked = {
             op.weights: np.concatenate([weights[name].float32() for name in op.weights])
@@ -125,6 +136,8 @@ class ReferenceBackend:
 
     def close(self) -> None:
         """Drop weights and KV."""
+        if self.group is not None:
+            self.group.leave()
         self.weights, self.stacked, self.buffers = {}, {}, {}
         self.keys = self.values = np.zeros((0,), np.float32)
 
@@ -135,7 +148,11 @@ class ReferenceBackend:
 
     @execute.register
     def embed(self, op: Embed, batch: Batch) -> None:
-        self.buffers[op.out] = self.weights[op.table][batch.tokens] * np.float32(op.scale)
+        table, rows = self.weights[op.table], batch.tokens - (op.first or 0)
+        out = table[rows if op.first is None else rows % len(table)] * np.float32(op.scale)
+        if op.first is not None:
+            out[(rows < 0) | (rows >= len(table))] = 0
+        self.buffers[op.out] = out
 
     @execute.register
     def add_embedding(self, op: AddEmbedding, batch: Batch) -> None:
@@ -276,7 +293,19 @@ class ReferenceBackend:
     def project_to_logits(self, op: Logits, batch: Batch) -> None:
         logits = self.buffers[op.source][batch.sampled_rows] @ self.weights[op.weight].T
         logits *= np.float32(op.scale)
-        self.result = op.cap * np.tanh(logits / op.cap) if op.cap else logits
+        if op.cap:
+            logits = op.cap * np.tanh(logits / op.cap)
+        self.result = self.ranks().gather(logits, op.parts) if op.parts else logits
+
+    @execute.register
+    def all_reduce(self, op: AllReduce, batch: Batch) -> None:
+        self.ranks().sum(self.buffers[op.out])
+
+    def ranks(self) -> Group:
+        """The ranks, for a program that was cut. Raises ValueError without them."""
+        if self.group is None:
+            raise ValueError("a part of a program was loaded without a place among ranks")
+        return self.group
 
     @execute.register
     def give(self, op: Result, batch: Batch) -> None:
@@ -383,7 +412,23 @@ ACTIVATIONS: Mapping[str, Callable[[Float32], Float32]] = {
 
 
 def load(
-    program: Program, weights: Mapping[str, Tensor], kv: KVLayout, threads: int
+    program: Program,
+    weights: Mapping[str, Tensor],
+    kv: KVLayout,
+    threads: int,
+    place: Place | None = None,
 ) -> ReferenceBackend:
-    """Dequantise all weights to float32. `threads` is numpy's own business."""
-    return ReferenceBackend(program, weights, kv)
+    """Dequantise all weights to float32. `threads` is numpy's own business.
+
+    Ranks exchange arrays by torch. Raises ValueError where it is not installed.
+    """
+    return ReferenceBackend(program, weights, kv, None if place is None else meet(place))
+
+
+def meet(place: Place) -> Group:
+    """The group of ranks. Raises ValueError."""
+    try:
+        group: Group = import_module("headrace.runtime.backends.cuda.group").join_on_host(place)
+    except ImportError as error:
+        raise ValueError(f"several ranks need torch, the extra 'gpu': {error}") from error
+    return group

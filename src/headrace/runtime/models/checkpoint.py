@@ -81,6 +81,20 @@ def load_checkpoint(
         return replace(found, weights=quantize(found.weights, quantization, threads))
 
 
+def load_description(
+    path: Path, served: int = 0, quantization: Quantization | None = None, threads: int = 0
+) -> Description:
+    """As `load_checkpoint`, without what has to do with text."""
+    with blaming(path):
+        if path.is_dir():
+            found = describe_directory(path, served)
+        else:
+            found = describe_file(read_gguf(path), served)
+        if quantization is None:
+            return found
+        return replace(found, weights=quantize(found.weights, quantization, threads))
+
+
 @contextmanager
 def blaming(path: Path) -> Iterator[None]:
     """A value of a wrong type or range somewhere in a description: the file is at fault."""

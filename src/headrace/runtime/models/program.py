@@ -22,11 +22,16 @@ from .architecture import Activation, Pooling, Rope
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out[t] = scale · table[token[t]]"""
+    """out[t] = scale · table[token[t]]
+
+    Where there is a `first`, the table is a part of a larger one that begins with this token, and
+    a token outside of it gives zeros.
+    """
 
     out: str
     table: str
     scale: float = 1.0
+    first: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +194,22 @@ class Pool:
 class Logits:
     """logits = source[batch.sampled_rows] @ weight.T · scale, then sampling.
 
-    A `cap` other than 0 makes them cap · tanh(logit / cap).
+    A `cap` other than 0 makes them cap · tanh(logit / cap). `parts`: the weight is that of this
+    rank's tokens, `parts[rank]` of them, and rank 0 gets the logits of all ranks side by side.
     """
 
     source: str
     weight: str
     scale: float = 1.0
     cap: float = 0.0
+    parts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduce:
+    """out = the sum of all ranks' out; every rank gets the same bits."""
+
+    out: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +232,7 @@ Op = (
     | MixExperts
     | Pool
     | Logits
+    | AllReduce
     | Result
 )
 

@@ -19,6 +19,7 @@ BLOCK = 32
 LARGEST = 65_504.0  # of binary16
 SMALLEST = 2.0**-14  # of binary16 with all its bits
 TINY = 1e-30
+UNREACHABLE = "a weight is too large for a binary16 scale, or no number"
 CHUNK = 1 << 17  # values rounded at once: their floats stay in a core's cache
 
 Floats = NDArray[np.float32]
@@ -178,19 +179,30 @@ def refitted(
 
     A tenth less error than the range's own scale and minimum.
     """
-    mean_code, mean_value = codes.mean(axis=0), columns.mean(axis=0)
-    spread = np.einsum("ij,ij->j", codes, codes) / BLOCK - mean_code**2
-    shared = np.einsum("ij,ij->j", codes, columns) / BLOCK - mean_code * mean_value
+    mean_code, mean_value = mean(codes), mean(columns)
+    spread = mean(codes * codes) - mean_code * mean_code
+    shared = mean(codes * columns) - mean_code * mean_value
     several = spread > 0.01  # one code of another value is 0.03; what is less is rounding
     found = np.divide(shared, spread, out=scales.copy(), where=several)
     return found, np.where(several, mean_value - found * mean_code, minima)
 
 
+def mean(columns: Floats) -> Floats:
+    """The mean of each column, summed in halves, as vectors of any width can."""
+    while len(columns) > 1:
+        columns = columns[: len(columns) // 2] + columns[len(columns) // 2 :]
+    found: Floats = columns[0] / np.float32(BLOCK)
+    return found
+
+
 def fitting(values: Floats) -> Floats:
-    """Values rounded to binary16. Raises ValueError where one is too large, or is no number."""
+    """Values rounded to binary16, zeros without a sign.
+
+    Raises ValueError where one is too large, or is no number.
+    """
     if not np.abs(values).max(initial=0.0) <= LARGEST:
-        raise ValueError("a weight is too large for a binary16 scale, or no number")
-    return values.astype(np.float16).astype(np.float32)
+        raise ValueError(UNREACHABLE)
+    return (values + 0).astype(np.float16).astype(np.float32)
 
 
 def inverse(scales: Floats) -> Floats:

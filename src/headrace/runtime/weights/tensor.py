@@ -33,7 +33,8 @@ BLOCKS: dict[str, tuple[int, int]] = {**FORMATS, "E4M3": (128, 132)}
 class Tensor:
     """A matrix [rows, columns] in `format`; a vector is one row.
 
-    `data` is uint8 [rows, bytes a row], C-contiguous, usually a view of a memory-mapped file.
+    `data` is uint8 [rows, bytes a row], usually a view of a memory-mapped file: the bytes of a row
+    lie together, and rows one after the other, but for a part of a weight that has fewer columns.
     `origin` says what made it, where it does not lie in a file as it is.
     """
 

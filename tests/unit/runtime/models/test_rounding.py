@@ -7,10 +7,16 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis.extra.numpy import arrays
+from hypothesis.strategies import floats as floats32
+from hypothesis.strategies import sampled_from
+from numpy.typing import NDArray
 
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.checkpoint import load_checkpoint
-from headrace.runtime.weights.blocks import plain
+from headrace.runtime.models.rounding import native_code, rounded_natively
+from headrace.runtime.weights.blocks import plain, rounded
 from headrace.runtime.weights.float8 import rounded_fp8
 from tests.fakes.model import write_tiny_gguf
 
@@ -39,6 +45,36 @@ def test_what_a_file_has_quantised_is_not_rounded_again(tmp_path: Path) -> None:
     before, after = load_checkpoint(path), load_checkpoint(path, quantization="int8")
     assert before.kinds == after.kinds
     assert after.kinds["attention.query"] == "Q4_0, as in its file"
+
+
+LEVELS = native_code().levels()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_1"])
+@pytest.mark.parametrize("source", [np.float32, np.float16, ml_dtypes.bfloat16])
+@given(
+    values=arrays(np.float32, (3, 64), elements=floats32(-6e4, 6e4, width=32)),
+    scale=sampled_from([1.0, 1e-3, 1e-9]),
+)
+@settings(max_examples=20, deadline=None)
+def test_native_code_rounds_to_the_same_bytes(
+    level: str, format: str, source: type, values: NDArray[np.float32], scale: float
+) -> None:
+    kinds = {np.float32: "F32", np.float16: "F16", ml_dtypes.bfloat16: "BF16"}
+    tensor = plain((values * np.float32(scale)).astype(source), kinds[source])
+    expected = rounded(tensor, format)
+    found = rounded_natively(native_code(), tensor, format, level)
+    np.testing.assert_array_equal(found.data, expected.data)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1e9])
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_1"])
+def test_native_code_refuses_what_no_scale_can_reach(format: str, bad: float) -> None:
+    values = np.ones((2, 64), np.float32)
+    values[1, 40] = bad
+    with pytest.raises(ValueError, match="no number"):
+        rounded_natively(native_code(), plain(values, "F32"), format)
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])

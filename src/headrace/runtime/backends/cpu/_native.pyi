@@ -11,6 +11,15 @@ SOURCES: str  # a digest of csrc/, as it was built
 def levels() -> list[str]:
     """The instruction levels that this processor runs, the best first."""
 
+def round_blocks(
+    level: str, source: str, data: NDArray[np.uint8], format: str, out: NDArray[np.uint8], /
+) -> bool:
+    """Round rows of floats (F32, F16, BF16) to Q8_0 or Q4_1, as `weights/blocks.py` does.
+
+    `level` "": the best. False, and `out` is worth nothing, where a value is no number or out of
+    the reach of a binary16 scale. Releases the GIL.
+    """
+
 class Flight:
     """A step that was launched."""
 

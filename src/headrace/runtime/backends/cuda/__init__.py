@@ -7,7 +7,7 @@ kernels run on a CPU, interpreted and slow, in float32: to be tested against the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,18 +16,20 @@ import triton
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Pending, Sampled
+from ..base import Batch, Float32, KVLayout, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
-from .attention import query_block
-from .cache import Cache, new_cache
+from .attention import PROGRAMS, query_block
+from .cache import NO_CACHE, new_cache
 from .choices import Choices, EventTimer, driver, folder, measured_on
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
+from .group import Ranks
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
-from .running import Clock, Running
+from .room import Meter, blocks_that_fit, device_meter
+from .running import Clock, Running, memory_errors
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -43,15 +45,17 @@ class Device:
     multiplies_fp8: bool = False
     name: str = ""  # with those of the driver and the libraries
     invariant: bool = False  # see `model.Model`
+    group: Ranks | None = None  # see `model.Model`
 
 
-def found_device() -> Device:
-    """The first GPU; the CPU for the interpreter."""
+def found_device(rank: int = 0) -> Device:
+    """The GPU of a rank; the CPU for the interpreter."""
     if interpreted():
         return Device(torch.device("cpu"), torch.float32, 2)
-    properties = torch.cuda.get_device_properties(0)
+    torch.cuda.set_device(rank)
+    properties = torch.cuda.get_device_properties(rank)
     return Device(
-        torch.device("cuda", 0),
+        torch.device("cuda", rank),
         torch.bfloat16,
         properties.multi_processor_count,
         (properties.major, properties.minor) >= (8, 9),
@@ -90,6 +94,7 @@ class CUDABackend:
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
             device_choices(on) if choices is None else choices,
+            on.group,
             on.multiplies_fp8 and not on.invariant,
             on.invariant,
         )
@@ -102,9 +107,19 @@ class CUDABackend:
         self.model.choices.close()
         self.make_room(FEWEST_ROWS)
 
+    def resize(self, blocks: int) -> None:
+        """A new KV cache, empty, of so many blocks."""
+        self.graphs.forget()
+        self.kv = self.model.kv = replace(self.kv, blocks=blocks)
+        self.model.cache = NO_CACHE
+        self.model.cache = new_cache(
+            self.model.program, self.kv, self.model.dtype, self.model.device
+        )
+
     def make_room(self, rows: int) -> None:
         """Buffers for steps of `rows` rows."""
         model = self.model
+        self.graphs.forget()  # first: of what is moved, part may stay where memory runs out
         for name, width in model.program.buffers.items():
             dtype = torch.float32 if name in self.residuals else model.dtype
             model.buffers[name] = torch.zeros((rows, width), dtype=dtype, device=model.device)
@@ -118,20 +133,19 @@ class CUDABackend:
         vocabulary = model.program.vocabulary
         model.logits = torch.zeros((rows, vocabulary), dtype=torch.float32, device=model.device)
         self.capacity = rows
-        self.graphs.forget()
 
     def make_partial_room(self, step: Step) -> None:
         """Buffers for the partial results of the step's attention."""
         model = self.model
         needed = 0
         for op in self.attentions:
-            rows = query_block(op.heads // op.kv_heads, model.prefills) * op.kv_heads
-            partials = step.planned[View(op.window, op.causal)].partials * rows
-            needed = max(needed, partials * power(op.head_size))
+            partials = step.planned[View(op.window, op.causal)].partials
+            needed = max(needed, partials * op.heads * power(op.head_size))
         if needed > model.partial_sums.numel():
-            model.partial_sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
-            model.partial_stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
             self.graphs.forget()
+            sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
+            stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
+            model.partial_sums, model.partial_stats = sums, stats
 
     def forward(self, batch: Batch, before: torch.Tensor | None = None) -> torch.Tensor:
         """Run the program; what it gives of the sampled rows, on the device.
@@ -150,7 +164,10 @@ class CUDABackend:
             // (op.heads // op.kv_heads)
             for op in self.attentions
         }
-        step = upload_step(self.arena, batch, tile_rows, padded, adapted)
+        programs = max(1, model.processors * PROGRAMS // model.program.kv_heads)
+        step = upload_step(
+            self.arena, batch, tile_rows, self.kv.block_size, programs, padded, adapted
+        )
         if self.arena.generation != self.generation:
             self.generation = self.arena.generation
             self.graphs.forget()
@@ -169,19 +186,24 @@ class CUDABackend:
 
     def launch(self, batch: Batch, after: Pending | None = None) -> Running:
         """Put a step on the stream; the host goes on. Raises MemoryError, ValueError."""
-        before = None
-        if batch.carried is not None:
-            if not isinstance(after, Running) or after.chosen is None:
-                raise ValueError("carried tokens need a step before that chooses them")
-            before = after.chosen.tokens
+        before = None if batch.carried is None else self.chosen_by(after)
         clock = Clock(self.model.device)
-        try:
+        with memory_errors():
             running = Running(self.forward(batch, before), clock)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         if batch.sampling is not None:
             running.choose(batch.sampling)
         return running
+
+    def chosen_by(self, step: Pending | None) -> torch.Tensor:
+        """The tokens of a step, on the device; those of ranks are rank 0's. Raises ValueError."""
+        group = self.model.group
+        if not isinstance(step, Running) or (step.chosen is None and not (group and group.rank)):
+            raise ValueError("carried tokens need a step before that chooses them")
+        if step.chosen is None:
+            found = torch.empty(len(step.logits), dtype=torch.int64, device=self.model.device)
+        else:
+            found = step.chosen.tokens
+        return found if group is None else group.share(found)
 
     def run(self, batch: Batch) -> Sampled:
         """Run the program and sample. Raises MemoryError."""
@@ -189,10 +211,8 @@ class CUDABackend:
 
     def logits(self, batch: Batch) -> Float32:
         """Run the program; float32 [samples, vocabulary]. Raises MemoryError."""
-        try:
+        with memory_errors():
             found: Float32 = np.array(self.forward(batch).float().cpu())
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         return found
 
     def kernels(self) -> Mapping[str, str]:
@@ -209,7 +229,8 @@ class CUDABackend:
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
         """Take an adapter in, between two steps. Raises ValueError, MemoryError."""
         model = self.model
-        model.adapters.load(number, deltas, model.dtype, model.device)
+        with memory_errors():
+            model.adapters.load(number, deltas, model.dtype, model.device)
 
     def drop_adapter(self, number: int) -> None:
         """Release an adapter. Raises ValueError where there is none of this number."""
@@ -221,17 +242,32 @@ class CUDABackend:
         self.graphs.launches = ()
         self.model.uploaded.clear()
         self.model.buffers.clear()
-        self.model.cache = Cache("float", torch.zeros(0), torch.zeros(0))
+        self.model.cache = NO_CACHE
+        if self.model.group is not None:
+            self.model.group.leave()
 
 
 def load(
-    program: Program, weights: Mapping[str, Tensor], kv: KVLayout, threads: int
+    program: Program,
+    weights: Mapping[str, Tensor],
+    kv: KVLayout,
+    threads: int,
+    place: Place | None = None,
+    meter: Meter | None = None,
 ) -> CUDABackend:
-    """Compile `program` over `weights` for the first GPU. `threads` says nothing here.
+    """Compile `program` over `weights` for the first GPU, or a rank's. `threads` says nothing here.
 
-    Raises MemoryError.
+    A `meter` tells of the memory that a KV cache may fill. Raises MemoryError, and RuntimeError
+    where the ranks do not meet.
     """
-    try:
-        return CUDABackend(program, weights, kv, found_device())
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from error
+    on = found_device(0 if place is None else place.rank)
+    if place is not None:
+        on = replace(on, group=Ranks(place, on.device))
+    if meter is None and on.device.type == "cuda":
+        meter = device_meter(on.device)
+    with memory_errors():
+        if kv.filling is None or meter is None:
+            return CUDABackend(program, weights, kv, on)
+        backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
+        backend.resize(blocks_that_fit(backend.model, backend.run, kv.filling, meter))
+        return backend

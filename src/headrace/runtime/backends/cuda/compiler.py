@@ -15,6 +15,7 @@ import torch
 from ...models.program import (
     Activate,
     AddEmbedding,
+    AllReduce,
     Attention,
     Embed,
     GateMultiply,
@@ -57,6 +58,8 @@ def embed(op: Embed, model: Model) -> Launch:
             model.buffers[op.out],
             *table.pointers,
             step.tokens,
+            op.first or 0,
+            table.outputs,
             table.inputs,
             op.scale,
             **table.form,
@@ -284,18 +287,32 @@ def pool(op: Pool, model: Model) -> Launch:
 
 @compile_op.register
 def logits(op: Logits, model: Model) -> Launch:
-    """Float32 logits of the sampled rows."""
-    multiply: Product = product(model.weight(op.weight), None, model)
+    """Float32 logits of the sampled rows; those of all ranks on rank 0."""
+    weight = model.weight(op.weight)
+    multiply: Product = product(weight, None, model)
 
     def launch(step: Step) -> None:
         source = model.buffers[op.source].index_select(0, step.sampled_rows)
-        out = model.logits[: step.samples]
+        whole = model.logits[: step.samples]
+        out = whole.new_empty((step.samples, weight.outputs)) if op.parts else whole
         multiply(source, out)
         if op.scale != 1:
             out *= op.scale
         if op.cap:
             torch.tanh(out / op.cap, out=out)
             out *= op.cap
+        if op.parts:
+            model.ranks.gather(out, op.parts, whole)
+
+    return launch
+
+
+@compile_op.register
+def all_reduce(op: AllReduce, model: Model) -> Launch:
+    """The sum of all ranks' rows."""
+
+    def launch(step: Step) -> None:
+        model.ranks.sum(model.rows(op.out, step))
 
     return launch
 

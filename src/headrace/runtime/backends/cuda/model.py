@@ -16,6 +16,7 @@ from .adapters import Adapters
 from .cache import Cache
 from .choices import Choices
 from .float8 import Coded
+from .group import Ranks
 from .inputs import Step
 from .weights import DeviceWeight, upload
 
@@ -35,6 +36,7 @@ class Model:
     adapters: Adapters
     cache: Cache
     choices: Choices
+    group: Ranks | None = None  # of a program's part: those who have the others
     multiplies_fp8: bool = False  # whether the chip's tensor cores do
     invariant: bool = False  # a row's bits do not depend on how many rows there are
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -45,6 +47,19 @@ class Model:
     uploaded: dict[tuple[str, ...], DeviceWeight] = field(default_factory=dict)
     tables: dict[Rope, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     prefills: bool = False  # whether the step at hand has rows that are not decodes
+
+    @property
+    def positions(self) -> int:
+        """As many as a sequence may have, or more."""
+        filling = self.kv.filling
+        return self.kv.blocks * self.kv.block_size if filling is None else filling.context
+
+    @property
+    def ranks(self) -> Ranks:
+        """The group of a program's part. Raises ValueError where the program is whole."""
+        if self.group is None:
+            raise ValueError("a part of a program was loaded without a place among ranks")
+        return self.group
 
     def weight(self, *names: str) -> DeviceWeight:
         """These weights as one on the device; each set is uploaded once."""

@@ -231,6 +231,8 @@ def widened(weight: DeviceWeight, dtype: torch.dtype) -> torch.Tensor:
         out,
         *weight.pointers,
         torch.arange(weight.outputs, dtype=torch.int32, device=device),
+        0,
+        weight.outputs,
         weight.inputs,
         1.0,
         **weight.form,

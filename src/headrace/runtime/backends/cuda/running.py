@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +12,15 @@ import torch
 
 from ..base import Sampled, SamplingRows
 from .sampling import Chosen, sample
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """What torch says where there is no memory, as everybody says it: MemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
 
 
 class Clock:
@@ -53,19 +64,15 @@ class Running:
 
     def choose(self, rows: SamplingRows) -> None:
         """Put the sampling on the stream. Raises MemoryError: the step is lost."""
-        try:
+        with memory_errors():
             self.chosen = sample(self.logits, rows)
             self.copies = [on_host(part) for part in self.chosen.parts()]
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         self.clock.stop()
 
     def wait(self) -> Sampled:
         """What was chosen. Raises ValueError where that was never said, MemoryError."""
-        try:
+        with memory_errors():
             seconds = self.clock.seconds()
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
         tokens, logprobs, *ranked = (copy.numpy() for copy in self.copies)
         found = tokens.astype(np.int32)
         if not ranked:

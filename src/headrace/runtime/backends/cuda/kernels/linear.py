@@ -238,6 +238,8 @@ def embed_rows(
     scales,
     minima,
     tokens,
+    first,
+    rows,
     width,
     factor,
     KIND: tl.constexpr,
@@ -246,11 +248,12 @@ def embed_rows(
     MINIMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`program.Embed` of one row's part."""
+    """`program.Embed` of one row's part; the table has `rows` tokens from `first` on."""
     row = tl.program_id(0)
-    token = tl.load(tokens + row).to(tl.int64)
+    token = tl.load(tokens + row).to(tl.int64) - first
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = offsets < width
+    within = offsets < width
+    inside = within & (token >= 0) & (token < rows)
     if KIND == "dense":
         values = tl.load(table + token * width + offsets, mask=inside, other=0).to(tl.float32)
     else:
@@ -263,5 +266,6 @@ def embed_rows(
             codes = tl.load(table + token * width + offsets, mask=inside, other=0)
         groups = token * (width // GROUP) + offsets // GROUP
         values = widen(codes, scales, minima, groups, inside, KIND, MINIMA)
+    values = tl.where(inside, values * factor, 0.0)
     place = row.to(tl.int64) * width + offsets
-    tl.store(out + place, (values * factor).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place, values.to(out.dtype.element_ty), mask=within)
