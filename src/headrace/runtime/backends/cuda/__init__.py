@@ -19,7 +19,7 @@ from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
-from .attention import query_block
+from .attention import PROGRAMS, query_block
 from .cache import NO_CACHE, new_cache
 from .choices import Choices, EventTimer, driver, folder, measured_on
 from .compiler import compile_op, fused
@@ -139,9 +139,8 @@ class CUDABackend:
         model = self.model
         needed = 0
         for op in self.attentions:
-            rows = query_block(op.heads // op.kv_heads, model.prefills) * op.kv_heads
-            partials = step.planned[View(op.window, op.causal)].partials * rows
-            needed = max(needed, partials * power(op.head_size))
+            partials = step.planned[View(op.window, op.causal)].partials
+            needed = max(needed, partials * op.heads * power(op.head_size))
         if needed > model.partial_sums.numel():
             self.graphs.forget()
             sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
@@ -165,7 +164,10 @@ class CUDABackend:
             // (op.heads // op.kv_heads)
             for op in self.attentions
         }
-        step = upload_step(self.arena, batch, tile_rows, padded, adapted)
+        programs = max(1, model.processors * PROGRAMS // model.program.kv_heads)
+        step = upload_step(
+            self.arena, batch, tile_rows, self.kv.block_size, programs, padded, adapted
+        )
         if self.arena.generation != self.generation:
             self.generation = self.arena.generation
             self.graphs.forget()
@@ -267,5 +269,6 @@ def load(
         if kv.filling is None or meter is None:
             return CUDABackend(program, weights, kv, on)
         backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
-        backend.resize(blocks_that_fit(backend.model, backend.run, kv.filling, meter))
+        blocks = blocks_that_fit(backend.model, backend.run, kv.filling, meter)
+        backend.resize(blocks if on.group is None else on.group.least(blocks))
         return backend
