@@ -30,6 +30,7 @@ from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running, memory_errors
+from .staging import Staging
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -94,6 +95,7 @@ class CUDABackend:
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
             device_choices(on) if choices is None else choices,
+            Staging(on.device),
             on.group,
             on.multiplies_fp8 and not on.invariant,
             on.invariant,
@@ -105,6 +107,7 @@ class CUDABackend:
         self.generation = self.arena.generation
         self.graphs = Graphs([compile_op(op, self.model) for op in fused(program)], on.device)
         self.model.choices.close()
+        self.model.staging.close()
         self.make_room(FEWEST_ROWS)
 
     def resize(self, blocks: int) -> None:
