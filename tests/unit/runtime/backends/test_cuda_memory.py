@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from headrace.runtime.backends import cuda
-from headrace.runtime.backends.base import Filling, KVLayout
+from headrace.runtime.backends.base import Filling, KVLayout, KVType, Move
 from headrace.runtime.backends.cuda.room import RESERVE, SHARE, Meter
 from headrace.runtime.engine import Engine
 from headrace.runtime.models.assembly import decoder_program
@@ -121,3 +121,44 @@ def test_a_request_that_never_fits_ends_alone(
             found = told(engine, {**PROMPTS, "large": "x" * 90})
         assert found.pop("large") == ("error", [])
         assert found == expected
+
+
+@pytest.mark.parametrize("dtype", ["f16", "int8", "fp8"])
+def test_blocks_come_back_from_the_host_as_they_went(tiny: Path, dtype: KVType) -> None:
+    checkpoint = load_checkpoint(tiny)
+    program = decoder_program(checkpoint.architecture)
+    kv = KVLayout(24, 8, dtype, host_bytes=12 * 8 * TOKEN)
+    backend = cuda.load(program, checkpoint.weights, kv, 0)
+    tensors = [one for one in backend.model.cache.tensors if one is not None]
+    for one in tensors:
+        one.copy_(torch.randint(0, 100, one.shape))
+    before = [one.clone() for one in tensors]
+    gone = list(range(11))  # in two chunks, to slots some of which lie side by side
+    slots = [3, 4, 5, 0, 1, 9, 8, 7, 6, 2, 10]
+    assert backend.host_blocks >= 12
+    assert backend.copy_blocks([Move(*one, out=True) for one in zip(gone, slots, strict=True)]).done()
+    for one in tensors:
+        one.zero_()
+    there = [one + 12 for one in gone]
+    backend.copy_blocks([Move(*one, out=False) for one in zip(there, slots, strict=True)]).join()
+    for one, old in zip(tensors, before, strict=True):
+        assert torch.equal(one[:, 12 * 8 : 23 * 8], old[:, : 11 * 8])
+        assert not one[:, : 12 * 8].any()
+    backend.close()
+
+
+def test_a_host_memory_that_holds_no_block_is_refused(tiny: Path) -> None:
+    with pytest.raises(ValueError, match="kv_offload: 100 bytes .* one has 4096"):
+        engine_of(tiny, kv_offload=100)
+
+
+def test_an_engine_with_blocks_on_the_host_says_the_same_and_computes_less(tiny: Path) -> None:
+    found = []
+    for offload in (0, MIB):
+        with engine_of(tiny, kv_tokens=32, kv_offload=offload) as engine:
+            told = [engine.generate(text, GREEDY) for text in ("once upon a time", "y" * 26)]
+            told.append(engine.generate("once upon a time", GREEDY))
+            found.append([one.tokens for one in told])
+            assert (told[2].finish.cached_tokens > 0) == (offload > 0)
+            assert (engine.counters().kv_fetched > 0) == (offload > 0)
+    assert found[0] == found[1]
