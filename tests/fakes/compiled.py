@@ -35,7 +35,8 @@ TYPES = {  # of parameters that are the same wherever they occur
         F32,
     ),
     **dict.fromkeys(["far", "near", "query_weight", "key_weight"], F32),
-    **dict.fromkeys(["tiles", "merges", "counts", "tables", "positions", "slots", "tokens"], I32),
+    **dict.fromkeys(["tiles", "merges", "members", "bases", "counts", "tables"], I32),
+    **dict.fromkeys(["positions", "slots", "tokens"], I32),
     **dict.fromkeys(["order", "tile_starts", "tile_ends", "tile_experts"], I32),
     **dict.fromkeys(["scale", "cap", "epsilon", "add_scale", "factor"], "fp32"),
 }
@@ -73,7 +74,7 @@ def compile_all(chip: int) -> None:
         constants = {**TILE, **SEEN, "BLOCK_M": 16 if kv == "int8" else 64, "KV": kv}
         compile_kernel(chip, attention.attend_tiles, constants, cache)
         compile_kernel(chip, rows.rotate_and_write, {**HEADS, "KV": kv}, cache)
-    compile_kernel(chip, attention.merge_splits, {**TILE, "BLOCK_M": 16})
+    compile_kernel(chip, attention.merge_splits, {"SINKS": True, "BLOCK_D": 128})
     for kind, weight in WEIGHTS.items():
         form = {"KIND": kind, "GROUP": GROUPS[kind], "HIGH": 2 if kind == "int4" else 0}
         form |= {"MINIMA": kind == "int4", "BIAS": True}

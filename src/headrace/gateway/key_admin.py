@@ -63,7 +63,7 @@ def key_routes(keyring: Keyring) -> list[Route]:
         name = request.path_params["name"]
         if not await asyncio.to_thread(lambda: keyring.opened().revoke(name)):
             raise NotFound(f"There is no key '{name[:64]}' to revoke.")
-        await asyncio.to_thread(keyring.refresh)
+        await asyncio.to_thread(keyring.changed)
         return Response(status_code=204)
 
     return [
@@ -83,7 +83,7 @@ async def _create(keyring: Keyring, request: Request) -> Response:
         made, secret = await asyncio.to_thread(lambda: keyring.opened().create(wish.key()))
     except KeyExists:
         raise InvalidField("name", f"the name '{wish.name}' is or was in use.") from None
-    await asyncio.to_thread(keyring.refresh)
+    await asyncio.to_thread(keyring.changed)
     return Response(msgspec.json.encode({**_shown(made), "key": secret}), 201, None, JSON)
 
 

@@ -19,7 +19,7 @@ from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Move, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
-from .attention import query_block
+from .attention import PROGRAMS, query_block
 from .cache import NO_CACHE, new_cache
 from .choices import Choices, EventTimer, driver, folder, measured_on
 from .compiler import compile_op, fused
@@ -141,9 +141,8 @@ class CUDABackend:
         model = self.model
         needed = 0
         for op in self.attentions:
-            rows = query_block(op.heads // op.kv_heads, model.prefills) * op.kv_heads
-            partials = step.planned[View(op.window, op.causal)].partials * rows
-            needed = max(needed, partials * power(op.head_size))
+            partials = step.planned[View(op.window, op.causal)].partials
+            needed = max(needed, partials * op.heads * power(op.head_size))
         if needed > model.partial_sums.numel():
             self.graphs.forget()
             sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
@@ -167,7 +166,10 @@ class CUDABackend:
             // (op.heads // op.kv_heads)
             for op in self.attentions
         }
-        step = upload_step(self.arena, batch, tile_rows, padded, adapted)
+        programs = max(1, model.processors * PROGRAMS // model.program.kv_heads)
+        step = upload_step(
+            self.arena, batch, tile_rows, self.kv.block_size, programs, padded, adapted
+        )
         if self.arena.generation != self.generation:
             self.generation = self.arena.generation
             self.graphs.forget()

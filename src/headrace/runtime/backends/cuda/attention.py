@@ -13,10 +13,11 @@ from .inputs import Step, View
 from .kernels.attention import attend_tiles, merge_splits
 from .kernels.rows import rotate_and_write
 from .model import Launch, Model, power
-from .tiles import SPLIT
+from .prefixes import SPLIT
 
 LOG2_E = math.log2(math.e)
 NEAR = 1024  # positions in the near table of angles
+PROGRAMS, MERGERS = 2, 8  # programs a processor: of four warps, of one
 QUERY_BLOCK = {True: 64, False: 16}  # rows of a tile, by whether the step has prefill
 
 
@@ -73,7 +74,7 @@ def angles(rope: Rope, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def attention(op: Attention, model: Model) -> Launch:
-    """Tiles, then the splits of tiles that were spread."""
+    """Tiles, then the merge of rows that no tile finished."""
     group = op.heads // op.kv_heads
     view = View(op.window, op.causal)
     sinks = None if op.sinks is None else model.vector(op.sinks) * LOG2_E
@@ -81,8 +82,7 @@ def attention(op: Attention, model: Model) -> Launch:
 
     def launch(step: Step) -> None:
         plan = step.planned[view]
-        block_m = query_block(group, model.prefills)
-        attend_tiles[(model.processors * 2,)](
+        attend_tiles[(model.processors * PROGRAMS,)](
             model.buffers[op.out],
             model.buffers[op.qkv],
             *model.cache.layer(op.layer),
@@ -90,7 +90,10 @@ def attention(op: Attention, model: Model) -> Launch:
             model.partial_sums,
             model.partial_stats,
             plan.tiles,
+            plan.members,
+            plan.bases,
             plan.counts,
+            step.positions,
             step.tables,
             op.scale * LOG2_E,
             op.cap * LOG2_E,
@@ -104,23 +107,22 @@ def attention(op: Attention, model: Model) -> Launch:
             KV=model.cache.form,
             PAGE=model.kv.block_size,
             SPLIT=SPLIT,
-            BLOCK_M=block_m,
+            BLOCK_M=query_block(group, model.prefills),
             BLOCK_N=64 if block_d <= 128 else 32,
             BLOCK_D=block_d,
         )
-        merge_splits[(model.processors,)](
+        merge_splits[(model.processors * MERGERS,)](
             model.buffers[op.out],
             sinks,
             model.partial_sums,
             model.partial_stats,
             plan.merges,
             plan.counts,
-            op.kv_heads,
+            op.heads,
             op.head_size,
-            GROUP=group,
             SINKS=sinks is not None,
-            BLOCK_M=block_m,
             BLOCK_D=block_d,
+            num_warps=1,
         )
 
     return launch
