@@ -284,6 +284,6 @@ def load(
     with memory_errors():
         if kv.filling is None or meter is None:
             return CUDABackend(program, weights, kv, on)
-        backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
+        backend = CUDABackend(program, weights, replace(kv, blocks=kv.filling.sequences), on)
         backend.resize(blocks_that_fit(backend.model, backend.run, kv.filling, meter))
         return backend
