@@ -50,7 +50,7 @@ TRY: Mapping[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def serve(
+def serve(  # noqa: PLR0913 (each is an option)
     config: Annotated[
         Path | None,
         typer.Argument(help="Configuration file. Default: ./headrace.yaml, else built in."),
