@@ -16,6 +16,10 @@ OffloadOption = Annotated[
     str | None,
     typer.Option(metavar="SIZE", help="Host memory for KV that a GPU gives away, as 16GiB."),
 ]
+TensorParallelOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Share the model among so many GPUs of this machine."),
+]
 KVOption = Annotated[
     KVChoice | None,
     typer.Option(help="Entries of the KV cache: int8 (and fp8, on a GPU) halves its memory."),

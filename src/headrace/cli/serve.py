@@ -21,7 +21,12 @@ import headrace
 from headrace import app as platform
 from headrace.cli.configuration import changed, choose
 from headrace.cli.errors import CommandError, one_line
-from headrace.cli.options import KVOption, OffloadOption, QuantizationOption
+from headrace.cli.options import (
+    KVOption,
+    OffloadOption,
+    QuantizationOption,
+    TensorParallelOption,
+)
 from headrace.cli.progress import shown
 from headrace.config.check import SIZE_EXPECTED
 from headrace.config.load import Loaded
@@ -69,6 +74,7 @@ def serve(  # noqa: PLR0913 (each is an option)
         str | None,
         typer.Option(metavar="REF", help="A smaller model of the same vocabulary, to speed up."),
     ] = None,
+    tensor_parallel: TensorParallelOption = None,
     workers: Annotated[
         int, typer.Option(min=1, max=MOST_WORKERS, help="Processes, where no model is local.")
     ] = 1,
@@ -86,7 +92,7 @@ def serve(  # noqa: PLR0913 (each is an option)
     def read() -> Loaded:
         chosen = choose(config, model)
         chosen = _rounded(_with_address(chosen, host, port), quantization, kv)
-        asked = {"draft": draft, "kv_offload": kv_offload}
+        asked = {"draft": draft, "tensor_parallel": tensor_parallel, "kv_offload": kv_offload}
         given = {name: value for name, value in asked.items() if value is not None}
         if not given:
             return chosen
