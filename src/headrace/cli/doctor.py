@@ -24,10 +24,12 @@ from headrace.config.load import ConfigurationError
 from headrace.config.schema import DEFAULT_MODEL, LOCAL, Server
 from headrace.registry.home import home
 from headrace.registry.pull import local_path, pulled
-from headrace.runtime.backends.choice import importable
+from headrace.runtime.backends.choice import gpus, importable
 from headrace.runtime.embedding import Encoder, is_encoder
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.layout import table
+from headrace.runtime.models.assembly import decoder_program
+from headrace.runtime.models.sharding import fitting
 from headrace.runtime.options import Quantization
 from headrace.runtime.processors import usable_processors
 
@@ -78,6 +80,7 @@ def _findings() -> Iterator[Finding]:
     yield Finding("processors", f"{usable_processors()} usable of {os.cpu_count()}")
     yield Finding("features", " ".join(_features()) or "none that the kernels know")
     yield _backend()
+    yield _gpus()
     yield from _configuration()
     yield from _models()
     yield _disk()
@@ -96,6 +99,12 @@ def _backend() -> Finding:
         return Finding("backend", f"cpu at level {forced}, because HEADRACE_CPU_LEVEL says so")
     rest = f"; it also runs {', '.join(levels[1:])}" if levels[1:] else ""
     return Finding("backend", f"cpu at level {levels[0]}, the best of this processor{rest}")
+
+
+def _gpus() -> Finding:
+    count = gpus()
+    shared = "; --tensor-parallel shares a model among them" if count > 1 else ""
+    return Finding("gpus", f"{count} of NVIDIA{shared}")
 
 
 def _configuration() -> Iterator[Finding]:
@@ -144,7 +153,9 @@ def _kernels(model: str, quantization: Quantization | None) -> Iterator[Finding]
             layout = Encoder.load(path).layout
         else:
             with Engine.load(path, EngineOptions(quantization=quantization)) as engine:
-                layout = engine.layout
+                layout, whole = engine.layout, engine.checkpoint
+            parts = fitting(decoder_program(whole.architecture), whole.weights)
+            yield Finding("parts", f"--tensor-parallel {', '.join(map(str, parts))}")
     except (OSError, ValueError, MemoryError) as error:
         yield Finding("kernels", f"{model} does not load: {error}", f"headrace pull {model}")
         return

@@ -21,7 +21,7 @@ import headrace
 from headrace import app as platform
 from headrace.cli.configuration import changed, choose
 from headrace.cli.errors import CommandError, one_line
-from headrace.cli.options import KVOption, QuantizationOption
+from headrace.cli.options import KVOption, QuantizationOption, TensorParallelOption
 from headrace.cli.progress import shown
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
@@ -49,7 +49,7 @@ TRY: Mapping[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def serve(
+def serve(  # noqa: PLR0913 (each is an option)
     config: Annotated[
         Path | None,
         typer.Argument(help="Configuration file. Default: ./headrace.yaml, else built in."),
@@ -67,6 +67,7 @@ def serve(
         str | None,
         typer.Option(metavar="REF", help="A smaller model of the same vocabulary, to speed up."),
     ] = None,
+    tensor_parallel: TensorParallelOption = None,
     workers: Annotated[
         int, typer.Option(min=1, max=MOST_WORKERS, help="Processes, where no model is local.")
     ] = 1,
@@ -84,9 +85,11 @@ def serve(
     def read() -> Loaded:
         chosen = choose(config, model)
         chosen = _rounded(_with_address(chosen, host, port), quantization, kv)
-        if draft is None:
+        asked = {"draft": draft, "tensor_parallel": tensor_parallel}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if not given:
             return chosen
-        engine = replace(chosen.configuration.engine, draft=draft)
+        engine = replace(chosen.configuration.engine, **given)
         return changed(chosen, replace(chosen.configuration, engine=engine))
 
     loaded = read()

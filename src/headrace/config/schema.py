@@ -258,6 +258,7 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
         None  # of float weights, when they are loaded
     )
     draft: str | None = None  # a reference: a smaller model of the same vocabulary drafts tokens
+    tensor_parallel: Count = 1  # GPUs that share each model
     max_batch_tokens: Count = 512
     max_sequences: Count = 64
     max_waiting: Count = 1024

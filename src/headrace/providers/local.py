@@ -98,6 +98,7 @@ class LocalProvider:
             kv_dtype=settings.kv,
             quantization=settings.quantization,
             draft=draft,
+            tensor_parallel=settings.tensor_parallel,
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         adapters = adapters or {}

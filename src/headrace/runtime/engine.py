@@ -323,12 +323,12 @@ class Engine:
 
 
 def filling(options: EngineOptions, model: Architecture) -> Filling | None:
-    """What a KV cache that takes what is free leaves room for; None where its size is given, or
-    has to be equal on several devices."""
-    if options.kv_tokens is not None or options.tensor_parallel > 1:
+    """What a KV cache that takes what is free leaves room for; None where its size is given."""
+    if options.kv_tokens is not None:
         return None
-    limits = options.limits
-    return Filling(limits.batch_tokens, limits.sequences, model.context, MAX_RANKED, options.memory)
+    limits, most = options.limits, options.memory
+    most = None if most is None else most // options.tensor_parallel
+    return Filling(limits.batch_tokens, limits.sequences, model.context, MAX_RANKED, most)
 
 
 def loader(

@@ -26,7 +26,8 @@ def footprint(path: Path, options: EngineOptions) -> int:
     else:
         described = describe_file(read_gguf(path), options.planned_tokens)
     kv = 0 if encodes else kv_bytes(described.architecture, options)
-    return PROCESS + int(weight_bytes(described, options) * WORKING) + kv
+    processes = PROCESS * (1 if encodes else options.tensor_parallel)
+    return processes + int(weight_bytes(described, options) * WORKING) + kv
 
 
 def weight_bytes(described: Description, options: EngineOptions) -> int:

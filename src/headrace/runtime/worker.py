@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from .backends.base import GroupLost
 from .channel import (
     Loaded,
     Message,
@@ -62,7 +63,11 @@ def main() -> None:
     refused = begin_with(engine, adapters)
     loaded = replace(describe(engine, time.monotonic() - began), refused=refused)
     channel.sendall(frame("ready", loaded=asdict(loaded)))
-    serve(engine, channel, inbox)
+    try:
+        serve(engine, channel, inbox)
+    except GroupLost:
+        log.exception("the engine cannot go on")
+        os._exit(1)  # at once: what is left of a group of ranks may wait for one that is gone
     (engine.encoder if isinstance(engine, EncoderQueue) else engine).close()
 
 

@@ -269,5 +269,6 @@ def load(
         if kv.filling is None or meter is None:
             return CUDABackend(program, weights, kv, on)
         backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
-        backend.resize(blocks_that_fit(backend.model, backend.run, kv.filling, meter))
+        blocks = blocks_that_fit(backend.model, backend.run, kv.filling, meter)
+        backend.resize(blocks if on.group is None else on.group.least(blocks))
         return backend
