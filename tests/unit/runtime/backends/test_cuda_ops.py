@@ -228,12 +228,12 @@ def test_nothing_allowed_gives_token_zero(temperature: float) -> None:
     assert sample(torch.ones((1, 64)), rows).tokens[0] == 0
 
 
-class Copies(TorchDispatchMode):
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what moves between the host and the device, for which torch's "meta" stands: it has
     no values, so that reading one back raises."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.to_device = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

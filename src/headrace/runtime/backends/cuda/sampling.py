@@ -80,7 +80,8 @@ def upload(rows: SamplingRows, device: torch.device) -> dict[str, torch.Tensor]:
     flat = torch.empty(size, dtype=torch.int32, pin_memory=device.type == "cuda")
     parts = [array.ravel().view(np.int32) for array in arrays.values()]
     np.concatenate(parts, out=flat.numpy())
-    there = flat.to(device, non_blocking=True).split([len(part) for part in parts])
+    sizes = [len(part) for part in parts]
+    there = torch.split(flat.to(device, non_blocking=True), sizes)
     return {
         name: (part.view(torch.float32) if array.dtype == np.float32 else part).view(array.shape)
         for (name, array), part in zip(arrays.items(), there, strict=True)
