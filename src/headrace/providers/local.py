@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,18 @@ class LocalProvider:
         settings: Engine,
         adapters: Mapping[str, Mapping[str, Path]] | None = None,
         draft: Path | None = None,
+        hidden: Collection[str] = (),
     ) -> None:
         """`adapters` are those of each model to begin with, by their references; `draft` is a
-        model that drafts tokens for all."""
+        model that drafts tokens for all; `hidden` are variables of the environment that no engine
+        gets."""
         self.name = LOCAL
         options = EngineOptions(
             backend=settings.backend,
             threads=settings.threads,
             kv_tokens=settings.kv_tokens if len(models) == 1 else settings.kv_tokens or KV_TOKENS,
             memory=settings.memory_bytes,
+            kv_offload=settings.kv_offload_bytes,
             kv_dtype=settings.kv,
             quantization=settings.quantization,
             draft=draft,
@@ -102,7 +105,7 @@ class LocalProvider:
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         adapters = adapters or {}
-        self.spare = Spare(self.swaps)
+        self.spare = Spare(self.swaps, hidden)
         self.engines = {
             source: EngineProcess(path, options, adapters.get(source), self.spare)
             for source, path in models.items()
