@@ -17,7 +17,7 @@ import torch
 
 from .choices import Choices
 from .kernels.linear import add_splits, embed_rows, project_rows
-from .model import Model, power
+from .model import Model, chained, power
 from .weights import DeviceWeight
 
 Product = Callable[[torch.Tensor, torch.Tensor], None]  # source [rows, inputs], out [rows, outputs]
@@ -223,6 +223,7 @@ def by_tiles(
         target.stride(-2),
         **weight.form,
         BIAS=bias is not None and parts == 1,
+        **chained(out.device),
         ROWS=way.rows,
         BLOCK_N=way.block_n,
         BLOCK_K=way.block_k,
@@ -238,6 +239,7 @@ def by_tiles(
             weight.outputs,
             out.stride(0),
             BIAS=bias is not None,
+            **chained(out.device),
             SPLITS=parts,
             BLOCK=1024,
         )
