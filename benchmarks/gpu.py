@@ -13,6 +13,7 @@ every phase, so a run that is cut leaves what it has.
 - `decode`, `prefill`, `mixture`: whole steps of models of published shapes with random weights.
 - `serving`, `parts`: the engine and its scheduler; what running a step ahead and drafts are worth.
 - `peers`: transformers with a static cache, and vLLM where `--wheels` names its folder.
+- `memory`: rates of weights that wake, and of KV that goes to the host and comes back.
 - `faults`: memory that runs out; compute-sanitizer, where there is one.
 
 To take it to a machine without a network: this repository (its tracked files), and what that
@@ -58,10 +59,22 @@ PHASES: dict[str, tuple[str, float]] = {
     "mixture": ("steps:mixture", 15),
     "parts": ("serving:parts", 30),
     "sampling": ("kernels:choosing", 5),
+    "memory": ("memory:memory", 10),
     "faults": ("faults:faults", 15),
 }
 TOGETHER = "checks"  # the phase that several processes share, for most of it is compiling
-SHOWN = {"ceiling", "serving", "peer", "fault", "prefill", "worth", "overhead"}  # in the summary
+SHOWN = {
+    "sleep",
+    "KV",
+    "ceiling",
+    "serving",
+    "peer",
+    "fault",
+    "prefill",
+    "worth",
+    "overhead",
+    "shared",
+}  # in the summary
 LATE = 20.0  # seconds that a phase may need to come to its end after its time
 Line = dict[str, Any]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from headrace.runtime.backends.base import KVLayout, KVType
-from headrace.runtime.backends.cuda import CUDABackend, device_choices, found_device
+from headrace.runtime.backends.cuda import CUDABackend, device_choices, found_device, inputs
 from headrace.runtime.backends.cuda.choices import EventTimer
+from headrace.runtime.backends.cuda.model import chained
 from headrace.runtime.backends.cuda.products import LEVELS, chosen, multiply
 from headrace.runtime.backends.cuda.sampling import sample
 from headrace.runtime.backends.cuda.staging import Staging
@@ -104,6 +107,7 @@ def attention(run: Run) -> Iterator[Line]:
                     "us": spent * 1e6,
                     "share": streams * context * a_token / run.ceilings.read / spent,
                 }
+        yield from shared(run, backend, layers)
         for prompt in sizes.prompts[:3] if kv == "f16" else ():
             if prompt + BLOCK > tokens or run.left < 5:
                 continue
@@ -117,6 +121,36 @@ def attention(run: Run) -> Iterator[Line]:
                 "share": operations / run.ceilings.products / spent,
             }
         backend.close()
+
+
+def shared(run: Run, backend: CUDABackend, layers: int) -> Iterator[Line]:
+    """Decodes that begin with the same blocks: those read for all of them at once, and one by one;
+    and launches that wait for the end of the kernel before."""
+    streams, context = run.sizes.batches[-3], run.sizes.contexts[-2:][0]
+    own = 1 + context // BLOCK
+    tables = np.arange(streams)[:, None] * own + np.arange(own)
+    tables[:, : context // BLOCK * 7 // 8] = np.arange(context // BLOCK * 7 // 8)
+    if tables.max() >= backend.kv.blocks or run.left < 5:
+        return
+    batch = step_batch([(context - 1, 1)] * streams, 60, tables.astype(np.int32))
+    found = {}
+    for name, switch in {
+        "as ever": nullcontext(),
+        "nothing shared": patch.object(inputs, "shared_runs", lambda batch, size: []),
+        "in turn": patch.object(torch.cuda, "get_device_capability", lambda device: (8, 0)),
+    }.items():
+        with switch:
+            chained.cache_clear()
+            backend.graphs.forget()
+            whole, alone = run.step(backend, batch)
+        found[name] = (alone if alone == alone else whole) / layers * 1e6
+    chained.cache_clear()
+    backend.graphs.forget()
+    yield {
+        "shared": streams,
+        "context": context,
+        **{f"{name} us": us for name, us in found.items()},
+    }
 
 
 def table_of(width: int) -> Tensor:

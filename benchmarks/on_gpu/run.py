@@ -16,6 +16,7 @@ import torch
 
 from headrace.runtime.backends.base import Batch
 from headrace.runtime.backends.cuda import CUDABackend
+from headrace.runtime.backends.cuda.graphs import bucket
 
 from .shapes import Sizes
 
@@ -78,7 +79,7 @@ class Run:
         for _ in range(WARM if self.device.type == "cuda" else 1):
             backend.run(batch)
         whole = median(stopwatch(lambda: backend.run(batch)) for _ in range(self.sizes.rounds))
-        graph = backend.graphs.captured.get(len(batch.tokens))
+        graph = backend.graphs.captured.get(bucket(len(batch.tokens)))
         return whole, self.seconds(graph.replay) if graph is not None else float("nan")
 
 

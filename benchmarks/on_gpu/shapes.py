@@ -79,8 +79,8 @@ LLAMA_1B = llama("Llama-3.2-1B", 16, 2048, 32, 8192, head_size=64, tied_embeddin
 LLAMA_8B = llama("Llama-3.1-8B", 32, 4096, 32, 14336)
 QWEN_8B = llama("Qwen3-8B", 36, 4096, 32, 12288, vocabulary=151_936, query_key_norm="head")
 QWEN_30B = llama(
-    "Qwen3-30B-A3B",
-    48,
+    "Qwen3-30B-A3B, 8 of its 48 layers",
+    8,
     2048,
     32,
     6144,

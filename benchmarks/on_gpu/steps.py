@@ -24,6 +24,7 @@ from .shapes import (
     token_bytes,
 )
 
+CHUNK = 8192  # tokens of a prompt's last step; what is before it is read as KV
 SPARE = 6e9  # bytes left for what a step needs beside weights and KV
 
 
@@ -108,17 +109,19 @@ def overhead(run: Run, backend: CUDABackend, model: Architecture) -> Line:
 
 
 def prefill(run: Run) -> Iterator[Line]:
-    """Prompts of one sequence, whole, and many short ones together; a mixture of experts too."""
+    """Prompts of one sequence, whole or the last chunk, and short ones together; a mixture too."""
     for model, format in (*run.sizes.models[1:4], run.sizes.mixture):
         if run.left < 15:
             yield {"prefill": f"{model.name} {format}", "skipped": "no time left"}
             continue
         backend = on_device(run, model, format)
-        for spans in ([[(0, prompt)] for prompt in run.sizes.prompts]) + [
-            [(0, run.sizes.prompts[0])] * 4
-        ]:
+        whole_prompts = [
+            [(max(0, prompt - CHUNK), min(prompt, CHUNK))] for prompt in run.sizes.prompts
+        ]
+        for spans in [*whole_prompts, [(0, run.sizes.prompts[0])] * 4]:
             rows = sum(count for _, count in spans)
-            if rows + BLOCK * len(spans) > backend.kv.blocks * BLOCK or run.left < 5:
+            entries = sum(begin + count + BLOCK for begin, count in spans)
+            if entries > backend.kv.blocks * BLOCK or run.left < 5:
                 continue
             batch = step_batch(spans, model.vocabulary)
             whole, _ = run.step(backend, batch)
@@ -126,6 +129,7 @@ def prefill(run: Run) -> Iterator[Line]:
                 "prefill": f"{model.name} {format}",
                 "prompts": len(spans),
                 "tokens": rows,
+                "after": spans[0][0],
                 "ms": whole * 1e3,
                 "tok/s": rows / whole,
                 "share": operations(model, spans) / run.ceilings.products / whole,
@@ -140,7 +144,7 @@ def operations(model: Architecture, spans: list[tuple[int, int]]) -> float:
     if model.experts is not None:
         experts = matrix_values(model, experts=True) - matrix_values(model, experts=False)
         values += experts * model.experts.chosen // model.experts.count
-    attended = sum(count * count for _, count in spans)
+    attended = sum((begin + count) ** 2 - begin**2 for begin, count in spans)
     attention = 2 * attended * model.heads * model.head_size * len(model.layers)
     return 2.0 * rows * values + attention
 

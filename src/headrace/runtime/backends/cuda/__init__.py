@@ -112,6 +112,7 @@ class CUDABackend:
         self.model.choices.close()
         self.model.staging.close()
         self.make_room(FEWEST_ROWS)
+        self.make_sample_room(FEWEST_ROWS)
 
     def resize(self, blocks: int) -> None:
         """A new KV cache, empty, of so many blocks."""
@@ -136,9 +137,15 @@ class CUDABackend:
                     torch.zeros((rows, width), dtype=torch.uint8, device=model.device),
                     torch.zeros(rows, dtype=torch.float32, device=model.device),
                 )
-        vocabulary = model.program.vocabulary
-        model.logits = torch.zeros((rows, vocabulary), dtype=torch.float32, device=model.device)
         self.capacity = rows
+
+    def make_sample_room(self, samples: int) -> None:
+        """A buffer for what the program gives of so many rows: far fewer than a prompt has."""
+        model = self.model
+        if Logits in self.kinds and samples > len(model.logits):
+            self.graphs.forget()
+            shape = samples, model.program.vocabulary
+            model.logits = torch.zeros(shape, dtype=torch.float32, device=model.device)
 
     def make_partial_room(self, step: Step) -> None:
         """Buffers for the partial results of the step's attention."""
@@ -165,6 +172,7 @@ class CUDABackend:
         model.prefills = not decodes or model.invariant  # tiles of one size
         if (padded or rows) > self.capacity:
             self.make_room(bucket(padded or rows))
+        self.make_sample_room(bucket(max(1, len(batch.sampled_rows))))
         tile_rows = {
             View(op.window, op.causal): query_block(op.heads // op.kv_heads, model.prefills)
             // (op.heads // op.kv_heads)
