@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from headrace.runtime.backends.base import KVLayout, KVType
-from headrace.runtime.backends.cuda import CUDABackend, device_choices, found_device, inputs
+from headrace.runtime.backends.cuda import CUDABackend, device_choices, found_device
+from headrace.runtime.backends.cuda import inputs as planning
 from headrace.runtime.backends.cuda.choices import EventTimer
 from headrace.runtime.backends.cuda.model import chained
 from headrace.runtime.backends.cuda.products import LEVELS, chosen, multiply
@@ -126,7 +127,7 @@ def attention(run: Run) -> Iterator[Line]:
 def shared(run: Run, backend: CUDABackend, layers: int) -> Iterator[Line]:
     """Decodes that begin with the same blocks: those read for all of them at once, and one by one;
     and launches that wait for the end of the kernel before."""
-    streams, context = run.sizes.batches[-3], run.sizes.contexts[-2:][0]
+    streams, context = min(64, run.sizes.batches[-1]), run.sizes.contexts[-2:][0]
     own = 1 + context // BLOCK
     tables = np.arange(streams)[:, None] * own + np.arange(own)
     tables[:, : context // BLOCK * 7 // 8] = np.arange(context // BLOCK * 7 // 8)
@@ -134,11 +135,12 @@ def shared(run: Run, backend: CUDABackend, layers: int) -> Iterator[Line]:
         return
     batch = step_batch([(context - 1, 1)] * streams, 60, tables.astype(np.int32))
     found = {}
-    for name, switch in {
+    switches: dict[str, AbstractContextManager[object]] = {
         "as ever": nullcontext(),
-        "nothing shared": patch.object(inputs, "shared_runs", lambda batch, size: []),
+        "nothing shared": patch.object(planning, "shared_runs", lambda batch, size: []),
         "in turn": patch.object(torch.cuda, "get_device_capability", lambda device: (8, 0)),
-    }.items():
+    }
+    for name, switch in switches.items():
         with switch:
             chained.cache_clear()
             backend.graphs.forget()

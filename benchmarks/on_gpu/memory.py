@@ -1,4 +1,4 @@
-"""Memory that moves between the host and the device: weights of a model that sleeps, blocks of KV."""
+"""What moves between the host and the device: weights of a model that sleeps, blocks of KV."""
 
 from __future__ import annotations
 
