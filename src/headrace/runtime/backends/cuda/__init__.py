@@ -33,6 +33,7 @@ from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running, memory_errors
 from .sleeping import Asleep
 from .staging import Staging
+from .told import told
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -223,14 +224,23 @@ class CUDABackend:
         return found
 
     def kernels(self) -> Mapping[str, str]:
-        """The form of each kind of weight."""
+        """The form of each kind of weight, and what multiplies by it, by the number of rows."""
         where = "triton" if self.model.device.type == "cuda" else "triton, interpreted"
+        model = self.model
+        kinds = {f"linear {one.origin}": one.kind for one in model.uploaded.values()}
+        by = told(
+            model.program,
+            model.weights,
+            model.choices.kept,
+            multiplies_fp8=model.multiplies_fp8,
+            invariant=model.invariant,
+        )
         found = {
-            f"linear {weight.origin}": f"{where} {weight.kind}"
-            for weight in self.model.uploaded.values()
+            name: f"{where} {kind}" + (f", {by[name]}" if name in by else "")
+            for name, kind in kinds.items()
         }
-        form = self.model.cache.form
-        kept = str(self.model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
+        form = model.cache.form
+        kept = str(model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
         return {**found, "attention": f"{where} {kept}"}
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
