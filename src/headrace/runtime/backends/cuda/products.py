@@ -142,10 +142,14 @@ def chosen(
         source, out = trial()
         multiply(way, source, weight, None, out)
 
-    name = f"{weight.outputs}x{weight.inputs} {weight.origin}, "
-    name += "any rows" if invariant else f"{level} rows"
     found = list(ways(weight, level, processors, invariant=invariant))
-    return choices.fastest(name, found, run)
+    return choices.fastest(choice_name(weight, level, invariant=invariant), found, run)
+
+
+def choice_name(weight: DeviceWeight, level: int, *, invariant: bool) -> str:
+    """What a choice is kept under."""
+    rows = "any rows" if invariant else f"{level} rows"
+    return f"{weight.outputs}x{weight.inputs} {weight.origin}, {rows}"
 
 
 def ways(
