@@ -108,7 +108,8 @@ def attention(run: Run) -> Iterator[Line]:
                     "us": spent * 1e6,
                     "share": streams * context * a_token / run.ceilings.read / spent,
                 }
-        yield from shared(run, backend, layers)
+        yield from switched(run, backend, layers)
+        yield from sharing(run, backend, tokens, a_token, layers)
         for prompt in sizes.prompts[:3] if kv == "f16" else ():
             if prompt + BLOCK > tokens or run.left < 5:
                 continue
@@ -124,7 +125,7 @@ def attention(run: Run) -> Iterator[Line]:
         backend.close()
 
 
-def shared(run: Run, backend: CUDABackend, layers: int) -> Iterator[Line]:
+def switched(run: Run, backend: CUDABackend, layers: int) -> Iterator[Line]:
     """Decodes that begin with the same blocks: those read for all of them at once, and one by one;
     and launches that wait for the end of the kernel before."""
     streams, context = min(64, run.sizes.batches[-1]), run.sizes.contexts[-2:][0]
@@ -153,6 +154,30 @@ def shared(run: Run, backend: CUDABackend, layers: int) -> Iterator[Line]:
         "context": context,
         **{f"{name} us": us for name, us in found.items()},
     }
+
+
+def sharing(
+    run: Run, backend: CUDABackend, tokens: int, a_token: int, layers: int
+) -> Iterator[Line]:
+    """Decodes behind one prefix: bytes of its KV, read once, over the bandwidth."""
+    for context in run.sizes.contexts:
+        for streams in run.sizes.batches[-2:]:
+            common = (context - 1) // BLOCK
+            if (common + streams) * BLOCK > tokens or run.left < 5:
+                continue
+            tables = np.empty((streams, common + 1), np.int32)
+            tables[:, :common] = np.arange(common)
+            tables[:, common] = common + np.arange(streams)
+            batch = step_batch([(common * BLOCK, 1)] * streams, 60, tables)
+            whole, alone = run.step(backend, batch)
+            spent = (alone if alone == alone else whole) / layers
+            yield {
+                "attention": f"{backend.kv.dtype} KV, one prefix",
+                "streams": streams,
+                "context": context,
+                "us": spent * 1e6,
+                "share": (common * BLOCK + streams) * a_token / run.ceilings.read / spent,
+            }
 
 
 def table_of(width: int) -> Tensor:

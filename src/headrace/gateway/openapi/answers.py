@@ -136,6 +136,14 @@ class ResponseObject(Struct):
     usage: MessageUsage | None
 
 
+class ItemList(Struct):
+    """A page of items."""
+
+    object: Literal["list"]
+    data: Objects
+    has_more: bool
+
+
 class Deleted(Struct):
     """What was deleted."""
 
@@ -265,12 +273,14 @@ class AdapterList(Struct):
 
 
 class Resident(Struct):
-    """A local model, and whether it is in memory; sizes in bytes."""
+    """A local model, and whether it is in memory; sizes in bytes. `host_bytes` are those of the
+    host that its sleep takes."""
 
     name: str
     source: str
     state: str
     bytes: int
+    host_bytes: int
 
 
 class Residents(Struct):
@@ -278,4 +288,5 @@ class Residents(Struct):
 
     budget: int
     used: int
+    host_used: int
     models: list[Resident]

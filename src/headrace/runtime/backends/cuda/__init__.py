@@ -31,6 +31,7 @@ from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running, memory_errors
+from .sleeping import Asleep
 from .staging import Staging
 from .told import told
 
@@ -103,6 +104,7 @@ class CUDABackend:
             on.invariant,
         )
         self.host = HostKV(self.model) if kv.host_bytes else None
+        self.asleep: Asleep | None = None  # from the first sleep on
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
         self.attentions = [op for op in program.ops if isinstance(op, Attention)]
@@ -270,8 +272,46 @@ class CUDABackend:
             raise ValueError("there are no KV blocks in host memory")
         return self.host.copy(moves)
 
+    def sleep(self) -> None:
+        """Give the device's memory back, but for what is small; the weights go to the host. No
+        step runs; the KV cache is lost. Raises MemoryError: then nothing has changed."""
+        model = self.model
+        if self.host is not None:
+            self.host.wait()
+        if self.asleep is None:
+            held = [one for part in model.uploaded.values() for one in part.pointers]
+            tensors = list({id(one): one for one in held if one is not None}.values())
+            self.asleep = Asleep(tensors, model.device)
+        self.graphs.forget()
+        self.asleep.leave()
+        model.adapters.move(torch.device("cpu"))
+        model.cache = NO_CACHE
+        model.buffers.clear()
+        model.coded.clear()
+        model.logits = model.partial_sums = model.partial_stats = torch.zeros(0)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Take the memory again, as much as before. Raises MemoryError: then it sleeps on."""
+        if self.asleep is None or self.model.cache is not NO_CACHE:
+            return
+        try:
+            with memory_errors():
+                self.asleep.come_back()
+                self.model.adapters.move(self.model.device)
+                self.resize(self.kv.blocks)
+                self.make_room(self.capacity)
+                self.asleep.wait()
+        except MemoryError:
+            self.sleep()
+            raise
+
     def close(self) -> None:
         """Release weights and KV."""
+        if self.asleep is not None:
+            self.asleep.close()
+            self.asleep = None
         if self.host is not None:
             self.host.close()
             self.host = None
