@@ -65,6 +65,7 @@ void Model::prepare(const Batch& batch, bool draws) {
   if (draws && !batch.open) prepare_choice(batch);
   plan_rows(batch);
   plan_attention(batch);
+  plan_lone(batch);
   plan_adapters(batch);
   while (progress_.size() < ops_.size()) progress_.emplace_back();
   for (Progress& progress : progress_) {
@@ -122,6 +123,15 @@ void Model::plan_attention(const Batch& batch) {
   const std::size_t state = attention_state(cache_shape_, few * group_) * sizeof(float);
   split.states.grow(product(product(whole, split.parts), state));
   while (split.finished.size() < whole) split.finished.emplace_back();
+}
+
+void Model::plan_lone(const Batch& batch) {
+  step_.lone.assign(batch.rows(), 0);
+  if (step_.split.parts > 1) return;  // several tasks read a row's queries
+  for (RowTile& tile : step_.tiles) {
+    tile.lone = !tile.given && batch.row_starts[tile.sequence + 1] - batch.row_starts[tile.sequence] == 1;
+    if (tile.lone) step_.lone[tile.begin] = 1;
+  }
 }
 
 // Rows of given tokens that attention takes together, so many that they fit and every member has several
@@ -183,7 +193,9 @@ std::size_t Model::tasks(const Op& op) const {
     return rows_of(*conversion->buffer) * chunks(conversion->buffer->width, kChunkColumns);
   }
   if (const auto* adapt = std::get_if<AdaptOp>(&op)) return step_.adapted.size() * adapt->parts.size();
-  if (const auto* gate = std::get_if<GateOp>(&op)) return rows * chunks(gate->out->width, kChunkColumns);
+  if (const auto* gate = std::get_if<GateOp>(&op)) {
+    return gate->fused && gates_in_linears() ? 0 : rows * chunks(gate->out->width, kChunkColumns);
+  }
   if (std::get_if<AttentionOp>(&op)) return step_.tiles.size() * shape_.kv_heads * step_.split.parts;
   if (std::get_if<GatherOp>(&op) || std::get_if<CapOp>(&op)) return step_.batch->samples();
   if (std::get_if<SampleOp>(&op)) return step_.draws ? step_.batch->samples() : 0;
@@ -268,15 +280,25 @@ void Model::execute(const NormHeadsOp& op, std::size_t first, std::size_t last, 
   }
 }
 
-void Model::execute(const RotateOp& op, std::size_t first, std::size_t last, int) {
+void Model::rotate(const RotateOp& op, std::size_t row, std::size_t first, std::size_t last) const {
   const std::size_t pairs = op.angles->frequencies.size();
+  const auto slot = static_cast<std::size_t>(step_.batch->slots[row]);
+  const float* cosines = op.angles->table.as<float>() + row * 2 * pairs;
+  kernels_.rotate_and_write({.qkv = op.qkv->row(row),
+                             .cosines = cosines,
+                             .sines = cosines + pairs,
+                             .rotation = {static_cast<int>(pairs), op.angles->interleaved},
+                             .heads = op.heads,
+                             .first = first,
+                             .last = last,
+                             .cache = cache_shape_,
+                             .block = layer_cache(op.layer) + slot / shape_.block_size * cache_shape_.block_bytes(),
+                             .offset = slot % shape_.block_size});
+}
+
+void Model::execute(const RotateOp& op, std::size_t first, std::size_t last, int) {
   for (std::size_t row = first; row < last; ++row) {
-    const auto slot = static_cast<std::size_t>(step_.batch->slots[row]);
-    const float* cosines = op.angles->table.as<float>() + row * 2 * pairs;
-    kernels_.rotate_and_write({op.qkv->row(row), cosines, cosines + pairs,
-                               {static_cast<int>(pairs), op.angles->interleaved}, op.heads, cache_shape_,
-                               layer_cache(op.layer) + slot / shape_.block_size * cache_shape_.block_bytes(),
-                               slot % shape_.block_size});
+    if (!op.fused || !step_.lone[row]) rotate(op, row, 0, shape_.kv_heads);
   }
 }
 
@@ -343,6 +365,7 @@ void Model::execute(const AttentionOp& op, std::size_t first, std::size_t last, 
     // The last tiles see the most: they go first, so that no member is left with one at the end.
     const std::size_t index = task / parts, head = index % shape_.kv_heads;
     const RowTile& rows = step_.tiles[step_.tiles.size() - 1 - index / shape_.kv_heads];
+    if (op.rotation && rows.lone) rotate(*op.rotation, rows.begin, head, head + 1);
     const AttentionTile tile = attention_tile(op, rows, head, member);
     if (rows.given) {
       if (task % parts) continue;
@@ -363,7 +386,6 @@ void Model::execute(const GateOp& op, std::size_t first, std::size_t last, int) 
   const std::size_t width = op.out->width, across = chunks(width, kChunkColumns);
   for (std::size_t task = first; task < last; ++task) {
     const std::size_t row = task / across, column = task % across * kChunkColumns;
-    if (op.fused && gates_in_linears() && step_.given[row]) continue;
     const std::size_t end = std::min(column + kChunkColumns, width);
     const float* gate = op.source->row(row) + column;
     kernels_.gate_multiply(op.out->row(row) + column, gate, gate + width, op.kind, end - column);

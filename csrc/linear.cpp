@@ -22,9 +22,9 @@ std::size_t chunks(std::size_t count, std::size_t size) { return (count + size -
 
 std::size_t units(const Weight& weight) { return chunks(weight.rows, kUnitRows); }
 
-std::size_t units(const LinearOp& op) {
+std::size_t units(const LinearOp& op, std::size_t parts) {
   std::size_t all = 0;
-  for (const LinearPart& part : op.parts) all += units(*part.weight);
+  for (std::size_t i = 0; i < parts; ++i) all += units(*op.parts[i].weight);
   return all;
 }
 
@@ -39,16 +39,19 @@ std::size_t rows_together(std::size_t rows, std::size_t width, std::size_t membe
 
 }  // namespace
 
+// What a gate multiplies has its turn with the gate.
+std::size_t Model::turns(const LinearOp& op) const { return op.gated && gates_in_linears() ? 1 : op.parts.size(); }
+
 std::size_t Model::linear_tasks(const LinearOp& op) const {
   const std::size_t rows = rows_of(*op.source);
   const auto members = static_cast<std::size_t>(team_.size());
-  return rows ? units(op) * chunks(rows, rows_together(rows, op.source->width, members)) : 0;
+  return rows ? units(op, turns(op)) * chunks(rows, rows_together(rows, op.source->width, members)) : 0;
 }
 
 void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int member) {
   const auto members = static_cast<std::size_t>(team_.size());
   const std::size_t rows = rows_of(*op.source), together = rows_together(rows, op.source->width, members);
-  const std::size_t across = units(op);
+  const std::size_t across = units(op, turns(op));
   for (std::size_t task = first; task < last;) {
     std::size_t unit = task % across;
     const LinearPart* part = op.parts.data();
@@ -62,7 +65,11 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
     const Columns columns = {part, unit * kUnitRows, std::min((unit + count) * kUnitRows, weight.rows)};
     const auto multiply = [&](RowRange range, bool given) {
       if (!weight.packed) return in_floats(op, columns, range, member);
-      given ? in_brains(op, columns, range, member) : in_integers(op, columns, range, member);
+      if (given) return in_brains(op, columns, range, member);
+      in_integers(op, columns, range, member);
+      if (turns(op) == op.parts.size()) return;
+      in_integers(op, {columns.part + 1, columns.begin, columns.end}, range, member);
+      gate(op, columns, range);
     };
     if (op.out == logits_) {
       multiply({begin, end}, false);
@@ -96,10 +103,9 @@ void Model::in_brains(const LinearOp& op, const Columns& columns, RowRange rows,
   }
 }
 
-// A gate's columns together with the same columns of what it multiplies, whose own turn then is empty.
+// A gate's columns together with the same columns of what it multiplies.
 void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange rows, int member) const {
   const Weight &gate = *op.parts[0].weight, &up = *op.parts[1].weight;
-  if (columns.part != op.parts.data()) return;
   for (std::size_t at = columns.begin; at < columns.end; at += kPanelRows) {
     const std::size_t offset = at / kPanelRows * gate.panel_bytes();
     kernels_.brain_panels({.kind = gate.kind,
@@ -113,6 +119,16 @@ void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange
                            .bias = nullptr,
                            .gated = {op.gated->activations(), at, op.gate}},
                           scratch_of(member));
+  }
+}
+
+// Whoever multiplied the columns gates them: they are in its cache.
+void Model::gate(const LinearOp& op, const Columns& columns, RowRange rows) const {
+  for (std::size_t row = rows.begin; row < rows.end; ++row) {
+    const float* gate = op.out->row(row) + columns.begin;
+    kernels_.gate_multiply(op.gated->row(row) + columns.begin, gate, gate + op.parts[1].column, op.gate,
+                           columns.end - columns.begin);
+    encode(*op.gated, row, columns.begin, columns.end);
   }
 }
 
