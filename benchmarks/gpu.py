@@ -1,315 +1,211 @@
 """The CUDA backend on this machine's GPU: is it right, and how near the chip's limits.
 
-    python benchmarks/gpu.py [--minutes 9] [--output h200-kernels]
+    python benchmarks/gpu.py [--minutes 9] [--output gpu.json] [--phases decode prefill ...]
 
-First the ceilings that this chip gives in this run: bytes read a second, bfloat16 products a
-second, what a launch and a replayed graph cost. Then the truth: logits of attention, of products
-of every kind, and of a whole small model against the float32 reference; nothing is timed that was
-not right. Then steps of models of published shapes with random weights: decode by batch and
-context, prefill by length, each with its share of a ceiling: of decode the bytes that must be read
-(weights once, KV of every stream) over the measured bandwidth, of prefill the products over the
-measured rate. What the minutes no longer allow is named, not left out silently.
+Phases run one after the other, each in a process of its own and with a share of the minutes: one
+that fails, hangs or breaks the device's context takes down only itself. The file is written after
+every phase, so a run that is cut leaves what it has.
 
-Without a GPU it says so and ends with status 1; with TRITON_INTERPRET=1 only the truth is checked.
+- `ceilings`: what this chip gives in this run; every `share` below is a share of it.
+- `checks`: every kernel against the float32 reference, on ragged steps over poisoned memory.
+- `products`, `attention`, `sampling`: single kernels; the products measured here are what the rest
+  of the run goes by.
+- `decode`, `prefill`, `mixture`: whole steps of models of published shapes with random weights.
+- `serving`, `parts`: the engine and its scheduler; what running a step ahead and drafts are worth.
+- `peers`: transformers with a static cache, and vLLM where `--wheels` names its folder.
+- `faults`: memory that runs out; compute-sanitizer, where there is one.
+
+To take it to a machine without a network: this repository (its tracked files), and what that
+machine's Python lacks of numpy, ml_dtypes, tokenizers, safetensors, jinja2, gguf, torch, triton and
+transformers. Wheels of pure Python (gguf: `pip download --no-deps -d .whl gguf`) are read as they
+are from the folder `.whl` beside `benchmarks`; nothing is installed or compiled, the native CPU
+backend is not needed. A real model (`--model FILE`) may come in pieces, over several calls.
+
+Without a GPU it says so and ends with status 1; `--smoke` runs every phase at tiny sizes in
+Triton's interpreter, to see that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import json
+import os
+import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from statistics import median
+import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from cpu import batch
-from setting import keep, setting
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = [str(ROOT / "src"), *map(str, (ROOT / ".whl").glob("*-none-any.whl"))]
+sys.path[1:1] = PATHS
 
-from headrace.runtime.backends import cuda, reference
-from headrace.runtime.backends.base import Batch, KVLayout
-from headrace.runtime.backends.cuda import CUDABackend
-from headrace.runtime.backends.devices import has_nvidia, interpreted
-from headrace.runtime.models.architecture import Architecture, Layer, Rope
-from headrace.runtime.models.assembly import decoder_program
-from headrace.runtime.models.shapes import expected_shapes
-from headrace.runtime.weights.tensor import FORMATS, Tensor
-
-BLOCK = 32
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-CONTEXTS = (512, 2048, 8192, 32768)
-PROMPTS = (512, 2048, 8192)
-ROUNDS = 10
-BOUND = {"float32": 1e-5, "bfloat16": 1e-2}  # of |out - truth| / |truth|
-
-
-def llama(name: str, layers: int, width: int, heads: int, gate: int, **other: Any) -> Architecture:
-    """A decoder of the Llama family by its sizes."""
-    size = other.pop("head_size", 128)
-    rope = Rope(tuple(500_000.0 ** -(np.arange(size // 2) * 2 / size)), interleaved=False)
-    return Architecture(
-        name=name,
-        vocabulary=other.pop("vocabulary", 128_256),
-        context=131_072,
-        width=width,
-        heads=heads,
-        kv_heads=other.pop("kv_heads", 8),
-        head_size=size,
-        gate_width=gate,
-        norm_epsilon=1e-5,
-        layers=(Layer(rope),) * layers,
-        attention_scale=size**-0.5,
-        **other,
-    )
-
-
-SMALL = llama("small", 2, 256, 4, 512, head_size=64, kv_heads=2, vocabulary=500)
-MODELS = (
-    (llama("Llama-3.2-1B", 16, 2048, 32, 8192, head_size=64, tied_embeddings=True), "BF16"),
-    (llama("Llama-3.1-8B", 32, 4096, 32, 14336), "BF16"),
-    (llama("Llama-3.1-8B", 32, 4096, 32, 14336), "Q8_0"),
-    (llama("Llama-3.1-8B", 32, 4096, 32, 14336), "Q4_1"),
-    (llama("Qwen3-8B", 36, 4096, 32, 12288, vocabulary=151_936, query_key_norm="head"), "BF16"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What the chip gave in this run."""
-
-    read: float  # bytes a second
-    products: float  # bfloat16 operations a second, a multiply and an add being two
-    launch: float  # seconds of an empty kernel
-    replay: float  # seconds of a graph of 100 empty kernels
+# Each phase: where it is, and its share of the time; in the order of what matters most.
+PHASES: dict[str, tuple[str, float]] = {
+    "ceilings": ("ceilings:ceilings", 15),
+    "checks": ("checks:checks", 110),
+    "products": ("kernels:products", 70),
+    "decode": ("steps:decode", 110),
+    "prefill": ("steps:prefill", 35),
+    "serving": ("serving:serving", 70),
+    "attention": ("kernels:attention", 35),
+    "peers": ("peers:peers", 30),
+    "mixture": ("steps:mixture", 15),
+    "parts": ("serving:parts", 30),
+    "sampling": ("kernels:choosing", 5),
+    "faults": ("faults:faults", 15),
+}
+TOGETHER = "checks"  # the phase that several processes share, for most of it is compiling
+SHOWN = {"ceiling", "serving", "peer", "fault", "prefill", "worth", "overhead"}  # in the summary
+LATE = 20.0  # seconds that a phase may need to come to its end after its time
+Line = dict[str, Any]
 
 
 def main() -> None:
-    """Check, measure, print."""
+    """Run the phases, or one of them in this process."""
     arguments = parse()
-    if not has_nvidia() and not interpreted():
-        sys.exit("There is no NVIDIA driver here. (TRITON_INTERPRET=1 checks the kernels without.)")
-    until = time.monotonic() + arguments.minutes * 60
-    wrong = [line for line in truths() if not line["right"]]
-    if wrong:
-        sys.exit(f"{len(wrong)} checks failed; nothing was timed")
-    if interpreted():
-        return
-    about = {**setting(), "gpu": torch.cuda.get_device_name(0), "torch": torch.__version__}
-    print(about["gpu"], "torch", about["torch"])
-    ceilings = measure_ceilings()
-    print(f"read {ceilings.read / 1e9:.0f} GB/s, products {ceilings.products / 1e12:.0f} TFLOP/s")
-    print(f"launch {ceilings.launch * 1e6:.1f} us, 100 replayed {ceilings.replay * 1e6:.1f} us")
-    rows = []
-    for model, format in MODELS:
-        if time.monotonic() > until - 30:
-            print(f"no time left for {model.name} {format}")
-            continue
-        rows += list(timed(model, format, ceilings, until))
-    if arguments.output:
-        found = {"setting": about, "ceilings": vars_of(ceilings), "steps": rows}
-        keep(arguments.output, found)
+    if arguments.smoke:
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif not import_module("headrace.runtime.backends.devices").has_nvidia():
+        sys.exit(
+            "There is no NVIDIA driver here. (--smoke runs every phase at tiny sizes without.)"
+        )
+    if arguments.phase:
+        sys.exit(run_phase(arguments))
+    drive(arguments)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--output", help="write benchmarks/results/NAME.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, in the interpreter")
+    parser.add_argument("--model", type=Path, help="a real model's file, to check its logits")
+    parser.add_argument("--wheels", type=Path, help="a folder that vLLM was installed to")
+    parser.add_argument("--phase", nargs="+", choices=PHASES, help="run these in this process")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of --phase")
+    parser.add_argument("--share", default="0/1", help="of --phase: which of how many")
+    parser.add_argument("--lines", type=Path, help="of --phase: a file to add its lines to")
+    parser.add_argument("--ceilings", default="{}", help="of --phase: as JSON")
     return parser.parse_args()
 
 
-def vars_of(ceilings: Ceilings) -> dict[str, float]:
-    """The ceilings by name."""
-    return {name: getattr(ceilings, name) for name in Ceilings.__slots__}
-
-
-def random_weights(model: Architecture, format: str, seed: int) -> dict[str, Tensor]:
-    """Weights of small values. Weights of one shape share their bytes on the host."""
-    random = np.random.default_rng(seed)
-    made: dict[tuple[int, int], Tensor] = {}
-    for rows, columns in set(expected_shapes(model).values()):
-        kind = "F32" if rows == 1 else format
-        made[rows, columns] = random_tensor(random, kind, rows, columns)
-    return {name: made[shape] for name, shape in expected_shapes(model).items()}
-
-
-def random_tensor(random: np.random.Generator, format: str, rows: int, columns: int) -> Tensor:
-    """A weight whose products neither vanish nor explode; blocks are random bytes."""
-    scale = 1 / math.sqrt(columns)
-    if format in ("F32", "BF16"):
-        values = random.standard_normal((rows, columns), np.float32)
-        values = 1 + 0.1 * values if rows == 1 else values * np.float32(scale)
-        if format == "F32":
-            return Tensor("F32", rows, columns, values.view(np.uint8))
-        return Tensor(
-            "BF16", rows, columns, np.array(values.view(np.uint16)[:, 1::2]).view(np.uint8)
-        )
-    block, size = FORMATS[format]
-    data = random.integers(0, 256, (rows, columns // block, size), np.uint8)
-    one = np.float16(scale / {"Q8_0": 74, "Q4_1": 4.6, "Q4_0": 4.6}[format])
-    data[..., :2] = np.frombuffer(one.tobytes(), np.uint8)
-    if format == "Q4_1":
-        data[..., 2:4] = np.frombuffer(np.float16(-7.5 * one).tobytes(), np.uint8)
-    return Tensor(format, rows, columns, data.reshape(rows, -1))
-
-
-def truths() -> Iterator[dict[str, Any]]:
-    """Whole small models against the reference: heads, groups, windows, formats; ragged steps."""
-    shapes = (
-        [(64, 4, 2), (128, 8, 1), (64, 3, 1)]
-        if interpreted()
-        else [(64, 4, 2), (80, 4, 4), (96, 6, 2), (128, 8, 1), (256, 4, 1), (64, 9, 3)]
+def run_phase(arguments: argparse.Namespace) -> int:
+    """Phases in this process; the exit status."""
+    running, shapes = import_module("on_gpu.run"), import_module("on_gpu.shapes")
+    share, shares = map(int, arguments.share.split("/"))
+    run = running.Run(
+        sizes=shapes.TINY_SIZES if arguments.smoke else shapes.FULL_SIZES,
+        until=time.monotonic() + arguments.seconds,
+        ceilings=running.Ceilings(**json.loads(arguments.ceilings)),
+        share=share,
+        shares=shares,
+        model=arguments.model,
+        wheels=arguments.wheels,
     )
-    cases = [(shape, "BF16", 0, 0.0) for shape in shapes]
-    cases += [((64, 4, 2), format, 0, 0.0) for format in ("Q4_0", "Q4_1", "Q8_0")]
-    cases += [((64, 4, 2), "BF16", 70, 0.0), ((64, 4, 2), "BF16", 0, 30.0)]
-    for (size, heads, kv_heads), format, window, cap in cases:
-        model = replace(
-            SMALL,
-            heads=heads,
-            kv_heads=kv_heads,
-            head_size=size,
-            attention_cap=cap,
-            attention_scale=size**-0.5,
-            layers=tuple(
-                replace(layer, window=window, rope=Rope(layer.rope.frequencies[: size // 2], False))
-                for layer in SMALL.layers
-            ),
-        )
-        line = truth(model, format)
-        print(line)
-        yield line
+    failed = []
+
+    def lines() -> Iterator[Line]:
+        for phase in arguments.phase:
+            module, _, name = PHASES[phase][0].partition(":")
+            try:
+                yield from getattr(import_module(f"on_gpu.{module}"), name)(run)
+            except Exception:
+                failed.append(phase)
+                yield {"failed": phase, "why": traceback.format_exc()[-3000:]}
+
+    running.write_lines(arguments.lines or Path(os.devnull), lines())
+    return 1 if failed else 0
 
 
-def truth(model: Architecture, format: str) -> dict[str, Any]:
-    """The largest relative error of a few steps that mix prefill and decode."""
-    weights = random_weights(model, format, 1)
-    program = decoder_program(model)
-    kv = KVLayout(64, BLOCK)
-    ours = cuda.load(program, weights, kv, 0)
-    theirs = reference.load(program, weights, kv, 0)
-    depth = 40 if interpreted() else 700
-    tokens = np.random.default_rng(2).integers(0, model.vocabulary, (2, depth + 2)).astype(np.int32)
-    worst = 0.0
-    for begin, count in ((0, depth), (depth, 1), (depth + 1, 1)):
-        step = batch(2, begin, tokens[:, begin : begin + count])
-        actual, expected = ours.logits(step), theirs.logits(step)
-        error = np.linalg.norm(actual - expected) / np.linalg.norm(expected)
-        worst = max(worst, float(error))
-    bound = BOUND[str(ours.model.dtype).removeprefix("torch.")]
-    shape = f"heads {model.heads}/{model.kv_heads} of {model.head_size}"
-    other = f"window {model.layers[0].window}, cap {model.attention_cap}"
-    return {
-        "check": f"{format}, {shape}, {other}",
-        "error": worst,
-        "bound": bound,
-        "right": worst < bound,
-    }
-
-
-def seconds(work: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """The median time on the device, after one run that counts for nothing."""
-    work()
-    found = []
-    for _ in range(rounds):
-        before = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        after = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        before.record()
-        work()
-        after.record()
-        after.synchronize()
-        found.append(float(before.elapsed_time(after)) / 1000)
-    return median(found)
-
-
-def measure_ceilings() -> Ceilings:
-    """Reading 16 GB, products of 8192, an empty kernel, a graph of a hundred."""
-    read = read_rate(torch.ones(1 << 32, dtype=torch.float32, device="cuda"))
-    square = torch.randn(8192, 8192, device="cuda").bfloat16()
-    products = 2 * 8192**3 / seconds(lambda: square @ square)
-    one = torch.zeros(1, device="cuda")
-    launch = seconds(lambda: [one.add_(1) for _ in range(100)]) / 100
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(100):
-            one.add_(1)
-    return Ceilings(read, products, launch, seconds(graph.replay))
-
-
-def read_rate(data: torch.Tensor) -> float:
-    """Bytes a second of a sum over float32 data."""
-    return data.numel() * 4 / seconds(data.sum)
-
-
-def timed(
-    model: Architecture, format: str, ceilings: Ceilings, until: float
-) -> Iterator[dict[str, Any]]:
-    """Decode and prefill of one model, while there is time."""
-    free = torch.cuda.mem_get_info()[0]
+def drive(arguments: argparse.Namespace) -> None:
+    """All phases, each with its share of the time that is left."""
     began = time.monotonic()
-    program = decoder_program(model)
-    kv_bytes = 2 * 2 * model.kv_heads * model.head_size * len(model.layers)  # a token's
-    matrices = sum(r * c for r, c in expected_shapes(model).values())
-    weight_bytes = matrices * FORMATS[format][1] / FORMATS[format][0]
-    blocks = int(min(free * 0.85 - weight_bytes * 1.3, 2**37) / (kv_bytes * BLOCK))
-    backend = cuda.load(program, random_weights(model, format, 0), KVLayout(blocks, BLOCK), 0)
-    print(f"{model.name} {format}: loaded in {time.monotonic() - began:.1f} s, {blocks} KV blocks")
-    embedding = 0 if model.tied_embeddings else model.vocabulary * model.width
-    read_once = weight_bytes * (1 - embedding / matrices)
-    for context in CONTEXTS:
-        for streams in BATCHES:
-            if streams * (context // BLOCK + 1) > blocks:
-                continue
-            if time.monotonic() > until - 20:
-                print("no time left for the rest of", model.name, format)
-                backend.close()
-                return
-            step = batch(streams, context - 1, np.ones((streams, 1), np.int32))
-            floor = (read_once + streams * context * kv_bytes) / ceilings.read
-            yield row(model, format, backend, step, "decode", floor, (streams, context))
-    for prompt in PROMPTS:
-        step = batch(1, 0, np.ones((1, prompt), np.int32))
-        floor = 2 * (matrices - embedding) * prompt / ceilings.products
-        yield row(model, format, backend, step, "prefill", floor, (1, prompt))
-    backend.close()
+    found: dict[str, Any] = {"command": sys.argv, "host": platform.node(), "phases": {}}
+    ceilings: dict[str, float] = {}
+    phases = [arguments.phases] if arguments.smoke else [[name] for name in arguments.phases]
+    for index, group in enumerate(phases):
+        weights = [sum(PHASES[name][1] for name in one) for one in phases[index:]]
+        left = arguments.minutes * 60 - (time.monotonic() - began)
+        box = left * weights[0] / sum(weights)
+        name = ", ".join(group)
+        print(f"\n== {name}: {box:.0f} s", flush=True)
+        started = time.monotonic()
+        lines = children(group, box, ceilings, arguments)
+        ceilings |= {one["ceiling"]: one["value"] for one in lines if "ceiling" in one}
+        about = [one for one in lines if "gpu" in one]
+        found |= about[0] if about else {}
+        found["phases"][name] = {"seconds": time.monotonic() - started, "lines": lines}
+        partial = arguments.output.with_suffix(".partial")
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.replace(arguments.output)
+    print("\n".join(["", *summary(found["phases"])]))
+    print(f"written: {arguments.output}")
+    if any("failed" in line for phase in found["phases"].values() for line in phase["lines"]):
+        sys.exit(1)
 
 
-def row(
-    model: Architecture,
-    format: str,
-    backend: CUDABackend,
-    step: Batch,
-    kind: str,
-    floor: float,
-    size: tuple[int, int],
-) -> dict[str, Any]:
-    """One step: its time with the host's part, and the share of the ceiling."""
-    for _ in range(3):
-        backend.run(step)  # compiles, then captures
-    found = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        backend.run(step)
-        found.append(time.perf_counter() - began)
-    spent = median(found)
-    tokens = size[0] if kind == "decode" else size[1]
-    print(
-        f"{model.name} {format} {kind} {size[0]} x {size[1]}: {spent * 1e3:.2f} ms, "
-        f"{tokens / spent:.0f} tok/s, {floor / spent:.0%} of the ceiling"
+def children(
+    phases: list[str], box: float, ceilings: dict[str, float], arguments: argparse.Namespace
+) -> list[Line]:
+    """Run phases in processes of their own, and stop them when their time is over: the lines."""
+    shares = max(1, min(8, (os.cpu_count() or 1) // 2)) if phases == [TOGETHER] else 1
+    command = [sys.executable, __file__, "--phase", *phases, "--seconds", str(box)]
+    command += ["--ceilings", json.dumps(ceilings)]
+    for option in ("model", "wheels"):
+        if getattr(arguments, option):
+            command += [f"--{option}", str(getattr(arguments, option))]
+    command += ["--smoke"] if arguments.smoke else []
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{share}.jsonl") for share in range(shares)]
+        running = [
+            subprocess.Popen([*command, "--share", f"{share}/{shares}", "--lines", str(file)])
+            for share, file in enumerate(files)
+        ]
+        until = time.monotonic() + box + LATE
+        stopped = []
+        for process in running:
+            try:
+                process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                stopped.append({"failed": phases[0], "why": f"it ran for over {box + LATE:.0f} s"})
+        texts = [file.read_text() for file in files if file.exists()]
+    lines = [json.loads(line) for text in texts for line in text.splitlines() if line[-1:] == "}"]
+    crashed = [one.returncode for one in running if one.returncode not in (0, 1, -9)]
+    ended = [{"failed": phases[0], "why": f"exit status {code}"} for code in crashed]
+    return lines + stopped + ended
+
+
+def summary(phases: dict[str, Any]) -> list[str]:
+    """What matters most, a line each: the checks' verdict, then the shares that are aimed at."""
+    every = [line for phase in phases.values() for line in phase["lines"]]
+    checks = [line for line in every if "check" in line]
+    wrong = [line for line in checks if not line["right"]]
+    found = [f"checks: {len(checks) - len(wrong)} of {len(checks)} right"]
+    found += [f"  WRONG {line['check']}: {line['error']}" for line in wrong]
+    for line in every:
+        if "failed" in line:
+            found.append(f"  FAILED {line['failed']}: {line['why'].strip().splitlines()[-1]}")
+        elif line.keys() & SHOWN or (line.get("streams") in (1, 64) and "decode" in line):
+            found.append("  " + text_of(line))
+    return found
+
+
+def text_of(line: Line) -> str:
+    """A line for people."""
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in line.items()
     )
-    return {
-        "model": model.name,
-        "format": format,
-        "kind": kind,
-        "streams": size[0],
-        "context": size[1],
-        "seconds": spent,
-        "tokens_per_second": tokens / spent,
-        "share_of_ceiling": floor / spent,
-    }
 
 
 if __name__ == "__main__":

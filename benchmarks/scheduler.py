@@ -146,7 +146,7 @@ def against_server(
     path: Path, environment: Path, count: int, rate: float
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """The figures of our server and of llama.cpp's at some requests a second."""
-    setup = Setup(str(path), usable_processors(), SLOTS, FULL.kv_tokens // SLOTS)
+    setup = Setup(str(path), usable_processors(), SLOTS, FULL.planned_tokens // SLOTS)
     for variant in (Variant("headrace", path.name), *both(path.name)):
         place = Path(sys.prefix) if variant.engine == "headrace" else environment
         with serving(variant, place, replace(setup, options=dict(variant.options))) as url:

@@ -24,6 +24,7 @@ struct Weight {
   const std::uint8_t* data;
   const std::uint8_t* packed = nullptr;  // panels; null where the weight is read as it lies
   PanelKind kind{};
+  bool brains = false;  // rows of given tokens are multiplied in bfloat16: packed, or floats as they lie
   std::vector<float> floats;  // the values of a vector (norm weight, bias), float32
 
   std::size_t stride() const { return row_bytes(format, columns); }
@@ -38,7 +39,9 @@ struct Weight {
 // bytes or bfloat16.
 struct Buffer {
   std::size_t width;
-  bool bytes = false;  // an integer kernel reads it
+  bool bytes = false;  // kernels read its rows in bytes or bfloat16
+  bool codes_read = false;  // an integer kernel is one of them
+  bool pooled = false;  // one row a sequence
   Region floats;
   Region codes;
   Region blocks;
@@ -64,6 +67,13 @@ struct EmbedOp {
   const Weight* table;
   float scale;
 };
+// Adds the row of a table at each token's position, or its type.
+struct AddEmbeddingOp {
+  Buffer* out;
+  const Weight* table;
+  bool types;
+  std::size_t offset;
+};
 // Where `quantise` is set, an op also writes the bytes of its `out`.
 struct NormOp {
   Buffer* out;
@@ -73,6 +83,8 @@ struct NormOp {
   const float* weight;
   float epsilon;
   bool accumulate;
+  bool layer;         // the mean is taken away first
+  const float* bias;  // or null; of a layer norm
   bool quantise = false;
 };
 struct AnglesOp {
@@ -139,6 +151,19 @@ struct GateOp {
   bool quantise = false;
   bool fused = false;  // with the linear before it
 };
+struct ActivateOp {
+  Buffer* out;
+  const Buffer* source;
+  Gate kind;
+  bool quantise = false;
+};
+// A row a sequence: its first, its last, or the mean of all.
+enum class Pooling : std::uint8_t { First, Last, Mean };
+struct PoolOp {
+  Buffer* out;
+  const Buffer* source;
+  Pooling kind;
+};
 // The sampled rows, gathered for the last linear.
 struct GatherOp {
   Buffer* out;
@@ -153,8 +178,8 @@ struct SampleOp {
   const Buffer* logits;
 };
 
-using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, AdaptOp, NormHeadsOp, RotateOp, AttentionOp,
-                        GateOp, GatherOp, CapOp, SampleOp>;
+using Op = std::variant<EmbedOp, AddEmbeddingOp, NormOp, AnglesOp, QuantiseOp, LinearOp, AdaptOp, NormHeadsOp, RotateOp,
+                        AttentionOp, GateOp, ActivateOp, PoolOp, GatherOp, CapOp, SampleOp>;
 
 struct RowRange {
   std::size_t begin, end;

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -25,11 +26,12 @@ from headrace.cache.exact import ExactCache
 from headrace.config.history import keep
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration, Logging
-from headrace.config.secrets import resolve
+from headrace.config.secrets import resolve, variables_of
 from headrace.gateway.access import AccessLog
 from headrace.gateway.adapters import Adapters
 from headrace.gateway.admission import Admission
 from headrace.gateway.app import ANSWERING, build, generations
+from headrace.gateway.board import Board
 from headrace.gateway.connection import Connection
 from headrace.gateway.engine_metrics import watch_engines, watch_residency
 from headrace.gateway.keyring import Keyring
@@ -46,6 +48,7 @@ from headrace.observability.metrics import Metrics
 from headrace.observability.qualities import Qualities
 from headrace.observability.record import CallRecord
 from headrace.observability.recorder import Recorder
+from headrace.observability.snapshots import Snapshots
 from headrace.providers.base import Provider
 from headrace.providers.local import LocalProvider
 from headrace.providers.remotes import remote_provider
@@ -55,9 +58,29 @@ from headrace.router.decide import Router
 from headrace.router.health import Health
 from headrace.router.latency import Load, Speeds
 
+TELL = 0.25  # seconds between two times that a process says what it has counted
 GRACE = 10.0  # seconds that running calls are given when the server stops
 COLLECT_AFTER = (10_000, 20, 20)  # new objects, and collections of each younger generation
+SWITCH = 0.0005  # seconds
 KEEP_ALIVE = 75  # seconds; longer than clients keep an idle connection
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the processes of one server share: made before they are forked, joined in each."""
+
+    board: Board
+    snapshots: Snapshots
+
+    @classmethod
+    def between(cls, workers: int) -> Shared:
+        """For so many processes."""
+        return cls(Board(workers), Snapshots(workers))
+
+    def join(self, number: int) -> None:
+        """Be process `number` of them, from 0."""
+        self.board.join(number)
+        self.snapshots.me = number
 
 
 class App:
@@ -74,6 +97,7 @@ class App:
         self.lines = lines
         self._qualities = qualities
         self._handler: LineHandler | None = None
+        self._telling: asyncio.Task[None] | None = None
         self.recorder = recorder
         self.reloader: Reloader | None = None
         self.stopping: Callable[[], bool] = lambda: False  # whether the server winds down
@@ -105,8 +129,10 @@ class App:
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
         heartbeat: float = HEARTBEAT,
+        shared: Shared | None = None,
     ) -> App:
-        """Wire everything. `models` maps the references of local models to their files.
+        """Wire everything. `models` maps the references of local models to their files; `shared`
+        is what other processes of the same server have too.
 
         Raises SecretError where a provider's key cannot be had, OSError or SQLAlchemyError where
         the call log cannot be opened.
@@ -120,9 +146,12 @@ class App:
         qualities = Qualities(directory)
         lines = None
         if configuration.logging != Logging():
-            lines = Lines(lambda line: sys.stderr.write(line), time.time)
-        admission = Admission(configuration.server.max_concurrent_requests)
-        metrics = Metrics()
+            always = None if shared is None else {"worker": shared.board.me}
+            lines = Lines(lambda line: sys.stderr.write(line), time.time, always)
+        board = Board() if shared is None else shared.board
+        places = board.row("calls that run").places
+        admission = Admission(configuration.server.max_concurrent_requests, places)
+        metrics = Metrics(None if shared is None else shared.snapshots)
         metrics.watch_lost(lambda: recorder.lost)
         metrics.gauge("headrace_calls_running", "Calls that run now.", lambda: admission.running)
         if isinstance(local := providers.get(LOCAL), LocalProvider):
@@ -136,7 +165,7 @@ class App:
             metrics=metrics,
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,
-            keyring=Keyring(directory, configuration, clock, time.time),
+            keyring=Keyring(directory, configuration, clock, time.time, board),
             uploads=directory / FOLDER,
             admin_key=None if admin_key is None else resolve(admin_key, environ),
             conversations=Conversations(recorder.store.engine, time.time)
@@ -178,6 +207,7 @@ class App:
                 for provider in self.services.providers.values():
                     group.create_task(provider.start())
             self.services.keyring.start()
+            self._telling = asyncio.create_task(self._tell())
             self.runner.start()
             self.probes.start()
             if self.reloader is not None:
@@ -191,6 +221,9 @@ class App:
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 await self.services.admission.idle()
+        if self._telling is not None:
+            self._telling.cancel()
+        self.services.metrics.say()
         if self.reloader is not None:
             await self.reloader.close()
         providers = self.services.providers.values()
@@ -202,6 +235,11 @@ class App:
         if self.lines is not None:
             await asyncio.to_thread(self.lines.close)
 
+    async def _tell(self) -> None:
+        while self.services.metrics.shared:
+            self.services.metrics.say()
+            await asyncio.sleep(TELL)
+
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         try:
@@ -211,8 +249,14 @@ class App:
             await self.close()
 
 
-def serve(app: App, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve on a bound `listener` until SIGINT or SIGTERM; blocks. Raises what `App.start` raises.
+def serve(
+    app: App,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    line: socket.socket | None = None,
+) -> None:
+    """Serve on a bound `listener` until SIGINT or SIGTERM, or where there is a `line` until that
+    says something or ends; blocks. Raises what `App.start` raises.
 
     `ready` is called once, when calls can come. When told to stop, no call is taken any more and
     running ones get `GRACE` seconds; those that are not done by then end with an error event. A
@@ -232,8 +276,21 @@ def serve(app: App, listener: socket.socket, ready: Callable[[], None]) -> None:
             if not server.started and main is not None:
                 main.cancel()  # still loading
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+        def hear(line: socket.socket) -> None:
+            said = line.recv(16)
+            for _ in said:
+                stop()
+            if not said:
+                loop.remove_reader(line)
+                if not server.should_exit:
+                    stop()
+
+        if line is not None:
+            line.setblocking(False)
+            loop.add_reader(line, hear, line)
+        else:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop)
         try:
             await app.start()  # here and not by the lifespan, so that a failure reaches the caller
             _settle()
@@ -257,6 +314,11 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
+    # The threads that move records and read databases give the event loop its turn this soon.
+    sys.setswitchinterval(SWITCH)
+    # asyncio keeps a list of every generator, to close those that nobody does; here all are closed
+    # by who began them, and a call has several.
+    sys.set_asyncgen_hooks(firstiter=None)
 
 
 class _Server(uvicorn.Server):
@@ -331,7 +393,11 @@ def _providers(
         bases = {model.source: models[model.source] for model in local}
         draft = configuration.engine.draft
         providers[LOCAL] = LocalProvider(
-            bases, configuration.engine, adapters, None if draft is None else models[draft]
+            bases,
+            configuration.engine,
+            adapters,
+            None if draft is None else models[draft],
+            variables_of(configuration),
         )
     return providers
 

@@ -35,7 +35,8 @@ TYPES = {  # of parameters that are the same wherever they occur
         F32,
     ),
     **dict.fromkeys(["far", "near", "query_weight", "key_weight"], F32),
-    **dict.fromkeys(["tiles", "merges", "counts", "tables", "positions", "slots", "tokens"], I32),
+    **dict.fromkeys(["tiles", "merges", "members", "bases", "counts", "tables"], I32),
+    **dict.fromkeys(["positions", "slots", "tokens"], I32),
     **dict.fromkeys(["order", "tile_starts", "tile_ends", "tile_experts"], I32),
     **dict.fromkeys(["scale", "cap", "epsilon", "add_scale", "factor"], "fp32"),
 }
@@ -56,15 +57,25 @@ CODES = {"weight": "*u8", "scales": F32, "row_scales": F32, "codes": "*u8"}
 def compile_kernel(
     chip: int, kernel: Any, constants: Mapping[str, Any], types: Mapping[str, str] = {}
 ) -> None:
-    """Compile to machine code. Raises what Triton raises."""
+    """Compile to machine code. Raises what Triton raises.
+
+    Raises AssertionError where the kernel is to be launched before those before it are over, but
+    does not wait for them before it writes; or the other way about.
+    """
     names = kernel.arg_names
+    if "CHAINED" in names:
+        constants = {**constants, "CHAINED": chip >= 90}
     known = {**TYPES, **types}
     source = ASTSource(
         kernel,
         {name: "constexpr" if name in constants else known.get(name, "i32") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
-    triton.compile(source, target=GPUTarget("cuda", chip, 32))
+    found = triton.compile(source, target=GPUTarget("cuda", chip, 32)).asm["ptx"]
+    wait, first = found.find("griddepcontrol.wait"), found.find("st.global")
+    chained = bool(constants.get("CHAINED"))
+    assert (0 <= wait < first) == chained, f"{kernel.__name__} waits at {wait}, writes at {first}"
+    assert ("griddepcontrol" in found) == chained, kernel.__name__
 
 
 def compile_all(chip: int) -> None:
@@ -73,7 +84,7 @@ def compile_all(chip: int) -> None:
         constants = {**TILE, **SEEN, "BLOCK_M": 16 if kv == "int8" else 64, "KV": kv}
         compile_kernel(chip, attention.attend_tiles, constants, cache)
         compile_kernel(chip, rows.rotate_and_write, {**HEADS, "KV": kv}, cache)
-    compile_kernel(chip, attention.merge_splits, {**TILE, "BLOCK_M": 16})
+    compile_kernel(chip, attention.merge_splits, {"SINKS": True, "BLOCK_D": 128})
     for kind, weight in WEIGHTS.items():
         form = {"KIND": kind, "GROUP": GROUPS[kind], "HIGH": 2 if kind == "int4" else 0}
         form |= {"MINIMA": kind == "int4", "BIAS": True}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
+import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,19 +20,27 @@ from sqlalchemy.exc import SQLAlchemyError
 import headrace
 from headrace import app as platform
 from headrace.cli.configuration import changed, choose
-from headrace.cli.errors import CommandError
-from headrace.cli.options import KVOption, QuantizationOption
+from headrace.cli.errors import CommandError, one_line
+from headrace.cli.options import (
+    KVOption,
+    OffloadOption,
+    QuantizationOption,
+    TensorParallelOption,
+)
 from headrace.cli.progress import shown
+from headrace.config.check import SIZE_EXPECTED
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import SecretError
+from headrace.gateway.board import MOST_WORKERS
 from headrace.gateway.keystore import has_keys
 from headrace.protocol.errors import TooLarge
 from headrace.providers.local import LocalProvider
 from headrace.registry.pull import pull
 from headrace.runtime.layout import table
 from headrace.runtime.options import KVChoice, Quantization
-from headrace.runtime.process import EngineFailed
+from headrace.runtime.process import EngineFailed, EngineProcess
+from headrace.workers import Post, Workers
 
 _QUESTION = "What is the capital of France?"
 # A first call of a model, by what it is for: path and body.
@@ -45,7 +55,7 @@ TRY: Mapping[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def serve(
+def serve(  # noqa: PLR0913 (each is an option)
     config: Annotated[
         Path | None,
         typer.Argument(help="Configuration file. Default: ./headrace.yaml, else built in."),
@@ -59,10 +69,15 @@ def serve(
     ] = None,
     quantization: QuantizationOption = None,
     kv: KVOption = None,
+    kv_offload: OffloadOption = None,
     draft: Annotated[
         str | None,
         typer.Option(metavar="REF", help="A smaller model of the same vocabulary, to speed up."),
     ] = None,
+    tensor_parallel: TensorParallelOption = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MOST_WORKERS, help="Processes, where no model is local.")
+    ] = 1,
 ) -> None:
     """Serve models on an OpenAI-compatible port, with a page that shows every call.
 
@@ -70,31 +85,98 @@ def serve(
     headrace serve
     headrace serve headrace.yaml --port 9000
     headrace serve --model hf:org/name
+    headrace serve headrace.yaml --workers 4
     """
     began = time.monotonic()
 
     def read() -> Loaded:
         chosen = choose(config, model)
         chosen = _rounded(_with_address(chosen, host, port), quantization, kv)
-        if draft is None:
+        asked = {"draft": draft, "tensor_parallel": tensor_parallel, "kv_offload": kv_offload}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if not given:
             return chosen
-        engine = replace(chosen.configuration.engine, draft=draft)
+        engine = replace(chosen.configuration.engine, **given)
+        try:
+            _ = engine.kv_offload_bytes
+        except ValueError:
+            raise CommandError(f"--kv-offload {kv_offload}: {SIZE_EXPECTED}.") from None
         return changed(chosen, replace(chosen.configuration, engine=engine))
 
     loaded = read()
+    if workers > 1:
+        _serve_by_several(loaded, read, workers, began)
+        return
     server = loaded.configuration.server
     with _listen(server.host, server.port) as listener:
         _refuse_strangers(listener, loaded.configuration)
         models = _pull(loaded.configuration)
-        try:
+        with _explained():
             app = platform.App.build(loaded, models)
             if loaded.path is not None:
                 app.watch(loaded.path, read)
-            platform.serve(app, listener, lambda: _greet(app, listener, time.monotonic() - began))
-        except (SecretError, EngineFailed, TooLarge) as error:
-            raise CommandError(str(error)) from error
-        except (OSError, SQLAlchemyError) as error:
-            raise CommandError(f"Cannot open the call log: {error}") from error
+            local = app.services.providers.get(LOCAL)
+            engines = local.engines if isinstance(local, LocalProvider) else {}
+            configuration = loaded.configuration
+
+            def ready() -> None:
+                _greet(configuration, engines, listener, time.monotonic() - began)
+
+            platform.serve(app, listener, ready)
+
+
+def _serve_by_several(
+    loaded: Loaded, read: Callable[[], Loaded], workers: int, began: float
+) -> None:
+    """Serve by several processes, which share limits and budgets."""
+    configuration = loaded.configuration
+    for name, model in configuration.models.items():
+        if model.provider == LOCAL:
+            raise CommandError(
+                f"Several workers serve models of other servers only, and '{name}' is local: "
+                "leave --workers out, or serve it on a port of its own and name that as a provider."
+            )
+    server = configuration.server
+    listeners = [_listen(server.host, server.port)]
+    with ExitStack() as stack:
+        stack.enter_context(listeners[0])
+        _refuse_strangers(listeners[0], configuration)
+        listeners = _listen_beside(listeners[0], workers)
+        for listener in listeners:
+            stack.enter_context(listener)
+        shared = platform.Shared.between(workers)
+
+        def work(post: Post) -> int:
+            shared.join(post.number)
+            if configuration.logging.format == "text":
+                logging.basicConfig(format=f"worker {post.number}: %(message)s")
+            try:
+                with one_line(), _explained():
+                    app = platform.App.build(loaded, {}, shared=shared)
+                    if loaded.path is not None:
+                        app.watch(loaded.path, read)
+                    platform.serve(app, post.listener, post.say_ready, post.line)
+            except typer.Exit as end:
+                return end.exit_code
+            return 0
+
+        def ready() -> None:
+            _greet(configuration, {}, listeners[0], time.monotonic() - began, workers)
+
+        status = Workers(listeners, work, ready).run()
+    if status:
+        raise typer.Exit(status)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in a line what commonly keeps a server from starting. Raises CommandError."""
+    try:
+        yield
+    except (SecretError, EngineFailed, TooLarge) as error:
+        raise CommandError(str(error)) from error
+    except (OSError, SQLAlchemyError) as error:
+        raise CommandError(f"Cannot open the call log: {error}") from error
 
 
 def _refuse_strangers(listener: socket.socket, configuration: Configuration) -> None:
@@ -142,6 +224,20 @@ def _listen(host: str, port: int) -> socket.socket:
         raise CommandError(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
 
 
+def _listen_beside(first: socket.socket, count: int) -> list[socket.socket]:
+    """As many sockets on the address of `first`, which is closed: that it could be bound has shown
+    that the address is nobody's. The kernel spreads connections between them."""
+    address = first.getsockname()
+    first.close()
+    try:
+        return [
+            socket.create_server(address[:2], family=first.family, backlog=2048, reuse_port=True)
+            for _ in range(count)
+        ]
+    except OSError as error:
+        raise CommandError(f"Cannot listen on {address[0]}: {error.strerror}.") from None
+
+
 def _pull(configuration: Configuration) -> dict[str, Path]:
     """The files of all local models and adapters by reference; what is not here is fetched."""
     local = [m for m in configuration.models.values() if m.provider == LOCAL]
@@ -152,15 +248,20 @@ def _pull(configuration: Configuration) -> dict[str, Path]:
         return {source: pull(source, progress) for source in sorted(sources)}
 
 
-def _greet(app: platform.App, listener: socket.socket, seconds: float) -> None:
+def _greet(
+    configuration: Configuration,
+    engines: Mapping[str, EngineProcess],
+    listener: socket.socket,
+    seconds: float,
+    workers: int = 1,
+) -> None:
     """Say where, what and how, and a line to paste."""
-    configuration = app.services.configuration
     host, port = listener.getsockname()[:2]
     address = f"http://{_reachable(host)}:{port}"
     lines = [f"Headrace {headrace.__version__} is ready after {seconds:.1f} s.", ""]
     lines.append(f"  address  {address}/v1   (page: {address}/)")
-    local = app.services.providers.get(LOCAL)
-    engines = local.engines if isinstance(local, LocalProvider) else {}
+    if workers > 1:
+        lines.append(f"  workers  {workers}")
     for name, model in configuration.models.items():
         engine = engines.get(model.source) if model.provider == LOCAL else None
         if engine is not None and engine.loaded is None:

@@ -7,6 +7,7 @@ line a change: Unix seconds and version.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def keep(directory: Path, loaded: Loaded, at: float) -> None:
     folder = directory / FOLDER
     if loaded.text is not None:
         _write(folder / f"{loaded.version}.yaml", loaded.text)
-    entries = history(directory)
-    if not entries or entries[-1].version != loaded.version:
-        with (folder / HISTORY).open("a") as file:
+    with (folder / HISTORY).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # several processes take up the same change
+        entries = history(directory)
+        if not entries or entries[-1].version != loaded.version:
             file.write(f"{at:.3f} {loaded.version}\n")
 
 

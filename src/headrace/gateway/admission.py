@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from starlette.types import Receive
 
+from headrace.gateway.board import Places
 from headrace.gateway.disconnect import ClientGone
 from headrace.protocol.errors import BodyTooLarge, MalformedBody, Overloaded, RequestTimeout
 
@@ -16,29 +16,35 @@ BODY_TIMEOUT = 60.0  # seconds for a whole body to arrive
 
 
 class Admission:
-    """Counts the calls that run, to their last byte, and refuses at once those over the bound."""
+    """Counts the calls that run, each in it as a context to its last byte, and refuses at once
+    those over the bound; `places` counts them over several processes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, places: Places | None = None) -> None:
         self._limit = limit
+        self._places = places
         self.running = 0
         self._none = asyncio.Event()  # no call runs
         self._none.set()
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Count the call that runs in this block."""
         self.running += 1
         self._none.clear()
-        try:
-            yield
-        finally:
-            self.running -= 1
-            if self.running == 0:
-                self._none.set()
+        if self._places is not None:
+            self._places.take()
+
+    def __exit__(self, *_: object) -> None:
+        """It has ended."""
+        self.running -= 1
+        if self._places is not None:
+            self._places.leave()
+        if self.running == 0:
+            self._none.set()
 
     def admit(self) -> None:
         """Raise Overloaded where the call just counted is one too many."""
-        if self.running > self._limit:
+        running = self.running if self._places is None else self._places.taken
+        if running > self._limit:
             raise Overloaded(
                 f"The server runs {self._limit} requests already.", retry_after=RETRY_AFTER
             )

@@ -29,7 +29,7 @@ Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Name = Annotated[str, Meta(pattern=r"^[\x21-\x7e]([\x20-\x7e]{0,62}[\x21-\x7e])?$")]
 
 
-class Wish(Struct, frozen=True, forbid_unknown_fields=True):
+class NewKey(Struct, frozen=True, forbid_unknown_fields=True):
     """The key that is asked for. `expires` is Unix seconds."""
 
     name: Name
@@ -63,7 +63,7 @@ def key_routes(keyring: Keyring) -> list[Route]:
         name = request.path_params["name"]
         if not await asyncio.to_thread(lambda: keyring.opened().revoke(name)):
             raise NotFound(f"There is no key '{name[:64]}' to revoke.")
-        await asyncio.to_thread(keyring.refresh)
+        await asyncio.to_thread(keyring.changed)
         return Response(status_code=204)
 
     return [
@@ -76,14 +76,14 @@ async def _create(keyring: Keyring, request: Request) -> Response:
     check_type(request.headers)
     body = await read_body(request.headers, request.receive, MAX_BODY)
     try:
-        wish = msgspec.convert(decode_object(body), Wish)
+        wish = msgspec.convert(decode_object(body), NewKey)
     except msgspec.ValidationError as error:
         raise InvalidField("body", str(error)) from None
     try:
         made, secret = await asyncio.to_thread(lambda: keyring.opened().create(wish.key()))
     except KeyExists:
         raise InvalidField("name", f"the name '{wish.name}' is or was in use.") from None
-    await asyncio.to_thread(keyring.refresh)
+    await asyncio.to_thread(keyring.changed)
     return Response(msgspec.json.encode({**_shown(made), "key": secret}), 201, None, JSON)
 
 

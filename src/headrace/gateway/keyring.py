@@ -14,11 +14,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.config.schema import Configuration, Limits
+from headrace.gateway.board import Board, BoardFull
 from headrace.gateway.keystore import FILE, Key, KeyStore, digest_of
 from headrace.gateway.limits import Allowance, Scope
 from headrace.gateway.wallet import Wallet
@@ -83,7 +85,7 @@ class Charge:
 class Keyring:
     """The keys stored in `directory`, and the limits of `configuration`. For one event loop.
 
-    `clock` gives monotonic seconds, `wall` Unix time.
+    `clock` gives monotonic seconds, `wall` Unix time; `board` counts what is taken of limits.
     """
 
     def __init__(
@@ -92,17 +94,21 @@ class Keyring:
         configuration: Configuration,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        board: Board | None = None,
     ) -> None:
+        self._board = board or Board()
         self._directory = directory
         self._store: KeyStore | None = None  # until there is one
         self._clock = clock
         self._wall = wall
         self._me = secrets.token_hex(8)
         self._holders: dict[str, Holder] = {}  # by digest
-        self._whole = Scope("The server", configuration.limits, clock)
+        self._seen: dict[bytes, Holder] = {}
+        self._whole = self._scope("The server", configuration.limits)
         self._models: dict[str, Scope] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._mark: object = None
+        self._told = self._board.keys_changed
         self._opening = threading.Lock()
         self.configure(configuration)
         self.refresh()
@@ -115,7 +121,7 @@ class Keyring:
     def configure(self, configuration: Configuration) -> None:
         """Take the limits of a new configuration; those that did not change go on counting."""
         if self._whole.limits != configuration.limits:
-            self._whole = Scope("The server", configuration.limits, self._clock)
+            self._whole = self._scope("The server", configuration.limits)
         models: dict[str, Scope] = {}
         for name, model in configuration.models.items():
             if model.limits != Limits():
@@ -123,7 +129,7 @@ class Keyring:
                 models[name] = (
                     known
                     if known is not None and known.limits == model.limits
-                    else Scope(f"Model '{name}'", model.limits, self._clock)
+                    else self._scope(f"Model '{name}'", model.limits)
                 )
         self._models = models
 
@@ -148,7 +154,7 @@ class Keyring:
             holder = known.get(key.id)
             if holder is None:
                 limits = Limits(rpm=key.rpm, tpm=key.tpm, concurrent=key.concurrent)
-                scope = Scope(f"This key ('{key.name}')", limits, self._clock)
+                scope = self._scope(f"This key ('{key.name}')", limits)
                 wallet = None
                 if key.budget is not None:
                     wallet = Wallet(store, key.id, self._me)
@@ -156,12 +162,22 @@ class Keyring:
             holder.key = key
             holders[key.digest] = holder
         self._holders, self._mark = holders, mark
+        self._seen = {}
+
+    def changed(self) -> None:
+        """Take note that this process made or revoked a key; blocks. From here on every process
+        knows it, before it lets a call in."""
+        self.refresh()
+        self._board.say_keys_changed()
 
     def identify(self, headers: Mapping[str, str]) -> Holder | None:
         """Whose key the headers hold; None where no key is needed.
 
         Raises AuthenticationRequired.
         """
+        if self._told != self._board.keys_changed:
+            self._told = self._board.keys_changed
+            self._try_refresh()
         if not self._holders:
             return None
         kind, _, secret = headers.get("authorization", "").partition(" ")
@@ -171,7 +187,14 @@ class Keyring:
             raise AuthenticationRequired(
                 "A key is required: 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
             )
-        return self._good(self._holders.get(digest_of(secret.strip())))
+        # A digest that is quick to make finds those that came before; it is kept nowhere else.
+        quick = blake2b(secret.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        holder = self._seen.get(quick)
+        if holder is None:
+            holder = self._holders.get(digest_of(secret.strip()))
+            if holder is not None:
+                self._seen[quick] = holder
+        return self._good(holder)
 
     def holder(self, tenant: str) -> Holder | None:
         """Who pays for what `tenant` left to be done later; None where that was nobody's.
@@ -190,6 +213,9 @@ class Keyring:
         if holder.key.expires is not None and self._wall() >= holder.key.expires:
             raise AuthenticationRequired("This key has expired.")
         return holder
+
+    def _scope(self, name: str, limits: Limits) -> Scope:
+        return Scope(name, limits, self._clock, self._board)
 
     def enter(self, charge: Charge) -> None:
         """Let one more call of the charge's holder in. Raises RateLimited; `end` the charge then
@@ -263,10 +289,13 @@ class Keyring:
             await asyncio.sleep(TICK)
             if self._store is None and not (self._directory / FILE).exists():
                 continue
-            try:
-                await asyncio.to_thread(self.refresh)
-            except SQLAlchemyError as error:
-                log.error("The keys cannot be read; those known stay: %s", error)
+            await asyncio.to_thread(self._try_refresh)
+
+    def _try_refresh(self) -> None:
+        try:
+            self.refresh()
+        except (SQLAlchemyError, BoardFull) as error:
+            log.error("The keys cannot be read; those known stay: %s", error)
 
     async def _report(self) -> None:
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -26,6 +27,7 @@ HEARTBEAT = 15.0  # seconds
 
 
 _random = random.Random()
+os.register_at_fork(after_in_child=_random.seed)  # or several processes would give the same ids
 
 
 def new_id() -> str:

@@ -21,9 +21,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Lines:
-    """Lines for `write`, which may block. `wall` gives Unix seconds."""
+    """Lines for `write`, which may block. `wall` gives Unix seconds; `always` is in every line."""
 
-    def __init__(self, write: Callable[[str], object], wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        write: Callable[[str], object],
+        wall: Callable[[], float],
+        always: Mapping[str, object] | None = None,
+    ) -> None:
+        self._always = always or {}
         self._write = write
         self._wall = wall
         self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE)
@@ -34,7 +40,9 @@ class Lines:
     def say(self, fields: Mapping[str, object]) -> None:
         """One line, with the time before `fields`; never blocks."""
         try:
-            self._queue.put_nowait(_encode({"time": round(self._wall(), 3), **fields}))
+            self._queue.put_nowait(
+                _encode({"time": round(self._wall(), 3), **self._always, **fields})
+            )
         except queue.Full:
             self._dropped += 1
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import attrgetter
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -20,6 +23,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from headrace.observability.record import CallRecord
+from headrace.observability.snapshots import Snapshots
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TTFT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -31,16 +35,29 @@ SERVED = ("model", "provider")
 
 log = logging.getLogger(__name__)
 
+Names = tuple[str, str]  # of the model that served and its provider
 Reading = float | Mapping[str, float]
 
 
 class Metrics:
-    """Counts calls as they end. `observe` belongs to one thread, `render` may run in another."""
+    """Counts calls as they end. `observe` belongs to one thread, `render` may run in another.
 
-    def __init__(self) -> None:
+    With `snapshots` it is one of several processes: each counts on from what the one before it at
+    its place had counted, says what it has by `say`, and renders the sum of all.
+    """
+
+    def __init__(self, snapshots: Snapshots | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._series: dict[tuple[str, str], _Series] = {}
-        self._registry.register(_Calls(self._series))
+        self._series: dict[Names, _Series] = {}
+        self._reads: dict[str, _Read] = {}
+        self._before: Mapping[str, Reading] = {}
+        self._snapshots = snapshots
+        if snapshots is not None and (said := snapshots.join(snapshots.me)) is not None:
+            before = _decode(said)
+            self._series, self._before = before.series, before.counted
+        self._rendering = threading.Lock()
+        self._others: list[_Said] = []
+        self._registry.register(_Calls(self._whole))
 
     def observe(self, record: CallRecord) -> None:
         """Count one call. Labels never come from the caller's words."""
@@ -66,13 +83,17 @@ class Metrics:
 
         A mapping gives one value per value of `label`. Raises ValueError if the name is taken.
         """
-        self._registry.register(_Read(name, documentation, read, GaugeMetricFamily, label))
+        self._watch(_Read(name, documentation, read, GaugeMetricFamily, self._elsewhere, label))
 
     def counter(
         self, name: str, documentation: str, read: Callable[[], Reading], label: str = "model"
     ) -> None:
         """Add a counter (`_total` is put after its name) whose value is read at each scrape."""
-        self._registry.register(_Read(name, documentation, read, CounterMetricFamily, label))
+        before = self._before.get(name)
+        if before is not None:
+            now = read
+            read = lambda: _sum(now(), before)  # noqa: E731
+        self._watch(_Read(name, documentation, read, CounterMetricFamily, self._elsewhere, label))
 
     def watch_lost(self, read: Callable[[], int]) -> None:
         """Add `headrace_records_lost_total`, read from the recorder."""
@@ -80,7 +101,43 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text of /metrics, in the Prometheus text format (`CONTENT_TYPE`)."""
-        return generate_latest(self._registry)
+        with self._rendering:
+            if self._snapshots is not None:
+                self._others = [_decode(said) for said in self._snapshots.others()]
+            return generate_latest(self._registry)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes are told."""
+        return self._snapshots is not None
+
+    def say(self) -> None:
+        """Tell the other processes what this one has counted."""
+        if self._snapshots is None:
+            return
+        counted: dict[str, Reading] = {}
+        gauged: dict[str, Reading] = {}
+        for name, one in self._reads.items():
+            with suppress(Exception):  # told where it is rendered
+                (counted if one.counts else gauged)[name] = one.read()
+        self._snapshots.say(_encode(_Said(self._series, counted, gauged)))
+
+    def _watch(self, read: _Read) -> None:
+        self._registry.register(read)
+        self._reads[read.name] = read
+
+    def _whole(self) -> dict[Names, _Series]:
+        """The series of all processes."""
+        whole = dict(self._series)
+        for said in self._others:
+            for names, series in said.series.items():
+                whole[names] = series.and_of(whole.get(names))
+        return whole
+
+    def _elsewhere(self, name: str) -> list[Reading]:
+        """What other processes read of a gauge or counter."""
+        found = ((said.counted | said.gauged).get(name) for said in self._others)
+        return [reading for reading in found if reading is not None]
 
     def _series_of(self, record: CallRecord) -> _Series:
         served = record.served_model, record.provider
@@ -98,11 +155,16 @@ class _Tally:
     """A histogram: how many values were under each bound, the last without one, and their sum."""
 
     bounds: tuple[float, ...]
-    counts: list[int] = field(init=False)
+    counts: list[int]
     total: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
+    @classmethod
+    def of(cls, bounds: tuple[float, ...]) -> _Tally:
+        return cls(bounds, [0] * (len(bounds) + 1))
+
+    def and_of(self, other: _Tally) -> _Tally:
+        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return _Tally(self.bounds, counts, self.total + other.total)
 
     def add(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -124,19 +186,48 @@ class _Series:
     completion: int = 0
     cached: int = 0
     cost: float = 0.0
-    ttft: _Tally = field(default_factory=lambda: _Tally(TTFT_BUCKETS))
-    itl: _Tally = field(default_factory=lambda: _Tally(ITL_BUCKETS))
-    duration: _Tally = field(default_factory=lambda: _Tally(CALL_BUCKETS))
+    ttft: _Tally = field(default_factory=lambda: _Tally.of(TTFT_BUCKETS))
+    itl: _Tally = field(default_factory=lambda: _Tally.of(ITL_BUCKETS))
+    duration: _Tally = field(default_factory=lambda: _Tally.of(CALL_BUCKETS))
+
+    def and_of(self, other: _Series | None) -> _Series:
+        """The sum of both."""
+        if other is None:
+            return self
+        outcomes = self.calls.keys() | other.calls.keys()
+        return _Series(
+            {one: self.calls.get(one, 0) + other.calls.get(one, 0) for one in outcomes},
+            self.prompt + other.prompt,
+            self.completion + other.completion,
+            self.cached + other.cached,
+            self.cost + other.cost,
+            self.ttft.and_of(other.ttft),
+            self.itl.and_of(other.itl),
+            self.duration.and_of(other.duration),
+        )
+
+
+@dataclass(slots=True)
+class _Said:
+    """What one process tells the others."""
+
+    series: dict[Names, _Series]
+    counted: dict[str, Reading]
+    gauged: dict[str, Reading]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Said).decode
 
 
 class _Calls(Collector):
     """The series at a scrape."""
 
-    def __init__(self, series: Mapping[tuple[str, str], _Series]) -> None:
-        self._series = series
+    def __init__(self, whole: Callable[[], dict[Names, _Series]]) -> None:
+        self._whole = whole
 
     def collect(self) -> Iterator[Metric]:
-        series = dict(self._series)
+        series = self._whole()
         calls = CounterMetricFamily(
             "headrace_calls", "Calls that ended.", labels=[*SERVED, "status", "cache"]
         )
@@ -183,19 +274,25 @@ class _Read(Collector):
         documentation: str,
         read: Callable[[], Reading],
         family: type[GaugeMetricFamily] | type[CounterMetricFamily],
+        elsewhere: Callable[[str], list[Reading]],
         label: str,
     ) -> None:
+        self.name = name
+        self.read = read
+        self.counts = family is CounterMetricFamily
         self._describe = (name, documentation)
-        self._read = read
         self._family = family
+        self._elsewhere = elsewhere
         self._label = label
 
     def collect(self) -> Iterator[Metric]:
         try:
-            value = self._read()
+            value = self.read()
         except Exception:
             log.exception("The metric %s cannot be read.", self._describe[0])
             return
+        for other in self._elsewhere(self.name):
+            value = _sum(value, other)
         if isinstance(value, Mapping):
             metric = self._family(*self._describe, labels=[self._label])
             for named, number in value.items():
@@ -206,3 +303,11 @@ class _Read(Collector):
 
     def describe(self) -> Iterator[Metric]:
         yield self._family(*self._describe)
+
+
+def _sum(one: Reading, other: Reading) -> Reading:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in {*one, *other}}
+    if isinstance(one, Mapping) or isinstance(other, Mapping):
+        return one  # it was another reading once
+    return one + other

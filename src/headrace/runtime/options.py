@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+KV_TOKENS = 32_768
 AUTO = "auto"  # the backend: the fastest that this installation has
 
 Quantization = Literal["int8", "int4", "fp8"]
@@ -40,12 +41,18 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine runs. `threads` 0: as many as this process may use."""
+    """How an engine runs. `threads` 0: as many as this process may use.
+
+    `kv_tokens` None: as many as a GPU has room for beside the weights and the largest step, there
+    being no more than `memory` bytes for all of them; elsewhere `KV_TOKENS`.
+    """
 
     backend: str = AUTO
     threads: int = 0
-    kv_tokens: int = 32_768
+    kv_tokens: int | None = None
+    memory: int | None = None  # None: what is free
     block_size: int = 32
+    kv_offload: int = 0  # bytes of host memory for KV blocks that a GPU has to give away
     share_prefixes: bool = True
     speculation: bool = True
     overlap: bool = True  # host and backend work at the same time; off: to see what it is worth
@@ -54,6 +61,11 @@ class EngineOptions:
     kv_dtype: KVChoice = "auto"  # of the KV cache; auto: f16
     draft: Path | None = None  # a smaller model of the same vocabulary, for speculation
     tensor_parallel: int = 1  # GPUs that share the model
+
+    @property
+    def planned_tokens(self) -> int:
+        """Tokens of the KV cache, as far as they are known before a device is seen."""
+        return KV_TOKENS if self.kv_tokens is None else self.kv_tokens
 
 
 DEFAULT_OPTIONS = EngineOptions()

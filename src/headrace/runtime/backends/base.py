@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,17 +28,38 @@ Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class Filling:
+    """For a KV cache that takes what a device has free: what must have room beside it.
+
+    That is the weights and any step of up to `rows` rows, `sequences` sequences of up to `context`
+    tokens each, and `ranked` likely tokens for each row. `most`: bytes that all may take together,
+    None: what is free.
+    """
+
+    rows: int
+    sequences: int
+    context: int
+    ranked: int
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KVLayout:
     """The paged KV cache: `blocks` blocks of `block_size` slots, each a token's key and value.
 
     "f16": entries of 16 bits, or more where the backend has more. "int8": a key or value of one
     head is a float32 scale, its largest magnitude over 127, and an integer -127 to 127 a dimension.
     "fp8": likewise, the scale being the largest magnitude over 448, and E4M3 (OCP FP8) a dimension.
+
+    With a `filling`, a backend whose device has memory of its own takes as many blocks as fit
+    there, and says how many in `Backend.kv`.
     """
 
     blocks: int
     block_size: int = 32
     dtype: KVType = "f16"
+    filling: Filling | None = None
+    host_bytes: int = 0  # for blocks in host memory, of a backend that `Offloads`
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +245,54 @@ class Group(Protocol):
 
 class GroupLost(RuntimeError):
     """A rank failed in a step: the ranks do not agree any more, and no step can be run."""
+
+
+class Move(NamedTuple):
+    """A copy of a KV block: of the device, and of host memory; `out` of the device, or into it."""
+
+    block: int
+    slot: int
+    out: bool
+
+
+class Transfer(Protocol):
+    """Moves that were begun."""
+
+    def done(self) -> bool:
+        """Whether they are over."""
+        ...
+
+    def join(self) -> None:
+        """Let steps that are launched from now on wait for their end; the host does not."""
+        ...
+
+
+@runtime_checkable
+class Offloads(Protocol):
+    """A backend that keeps KV blocks in host memory as well: `host_blocks` of them."""
+
+    host_blocks: int
+
+    def copy_blocks(self, moves: Sequence[Move]) -> Transfer:
+        """Begin moves in their order, after all steps that were launched, and before any to come
+        writes over a block that goes out. Raises MemoryError: some may have been made."""
+        ...
+
+
+@runtime_checkable
+class Sleeps(Protocol):
+    """A backend on a device of its own, which it can leave to others for a while."""
+
+    def sleep(self) -> None:
+        """Keep the weights in host memory and free the device's; what the KV cache holds is lost.
+
+        Nothing is launched until `wake`. Raises MemoryError: then nothing has changed.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Take the device's memory again, if it sleeps. Raises MemoryError: then it sleeps on."""
+        ...
 
 
 class Load(Protocol):

@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from headrace.runtime.backends import cuda, reference
 from headrace.runtime.backends.base import Backend, Batch, Float32, KVLayout, KVType
-from headrace.runtime.backends.cuda.tiles import FINISHED, SPLIT, plan_tiles
+from headrace.runtime.backends.cuda.prefixes import SPLIT, shared_runs
+from headrace.runtime.backends.cuda.tiles import FINISHED, plan_tiles
 from headrace.runtime.models.architecture import Rope
 from headrace.runtime.models.program import Attention, Embed, Logits, Op, RotateAndWrite
 from headrace.runtime.weights.tensor import Tensor
@@ -176,28 +179,120 @@ def test_a_row_has_the_same_bits_whoever_shares_its_step(first: int, second: int
     assert np.array_equal(last_row(0), last_row(1 if second == 1 else 9))
 
 
+@st.composite
+def tables_of(draw: st.DrawFn, sequences: int, width: int) -> NDArray[np.int32]:
+    """Block tables that begin alike, some further than others."""
+    tables = np.arange(sequences * width, dtype=np.int32).reshape(sequences, -1)
+    for one in range(1, sequences):
+        other, alike = draw(st.integers(0, one - 1)), draw(st.integers(0, width))
+        tables[one, :alike] = tables[other, :alike]
+    return tables
+
+
+@st.composite
+def planned_batches(draw: st.DrawFn) -> tuple[Batch, int]:
+    """Prefills and decodes, and the block size."""
+    rows = st.one_of(st.just(1), st.just(1), st.integers(1, 90))
+    spans = draw(st.lists(st.tuples(st.integers(0, 3000), rows), min_size=1, max_size=9))
+    size = draw(st.sampled_from([32, 40, 500]))
+    width = -(-3100 // size)
+    tables = draw(tables_of(len(spans), width))
+    kv = KVLayout(width * len(spans), size)
+    return ragged_batch(spans, tables, kv, [0] * sum(rows for _, rows in spans)), size
+
+
 @given(
-    spans=st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 90)), min_size=1, max_size=5),
-    tile_rows=st.sampled_from([1, 5, 16]),
+    made=planned_batches(),
+    tile_rows=st.sampled_from([1, 4, 16]),
     window=st.sampled_from([0, 1, 100, 1000]),
+    programs=st.sampled_from([1, 30, 1000]),
 )
 def test_tiles_cover_what_each_row_sees_once(
-    spans: list[tuple[int, int]], tile_rows: int, window: int
+    made: tuple[Batch, int], tile_rows: int, window: int, programs: int
 ) -> None:
-    kv = KVLayout(100 * len(spans), 32)
-    tables = np.arange(kv.blocks, dtype=np.int32).reshape(len(spans), -1)
-    batch = ragged_batch(spans, tables, kv, [0] * sum(rows for _, rows in spans))
-    plan = plan_tiles(batch, tile_rows, window, causal=True)
-    seen: dict[int, list[tuple[int, int]]] = {}
-    for _, row, rows, _, begin, end, partial, _ in plan.tiles.tolist():
-        for one in range(row, row + rows):
-            seen.setdefault(one, []).append((begin, end))
-        assert partial == FINISHED or begin // SPLIT == (end - 1) // SPLIT
-    for row, position in enumerate(batch.positions):
+    batch, size = made
+    runs = shared_runs(batch, size)
+    plan = plan_tiles(batch, tile_rows, window, True, programs, runs)
+    sequences = np.repeat(np.arange(len(batch.context_lengths)), np.diff(batch.row_starts))
+    seen: dict[int, list[tuple[int, int]]] = {row: [] for row in range(len(sequences))}
+    left: dict[int, int] = {}
+    for sequence, first, rows, shared, begin, end, slot, _ in plan.tiles.tolist():
+        assert 1 <= rows <= tile_rows
+        places = range(first, first + rows)
+        for row in plan.members[first : first + rows].tolist() if shared else places:
+            seen[row].append((begin, end))
+            blocks = slice(begin // size, -(-end // size))
+            tables = batch.block_tables[[sequence, sequences[row]], blocks]
+            assert np.array_equal(*tables)
+            if slot != FINISHED:
+                assert left.setdefault(int(plan.bases[row]) + slot, row) == row
+    for row, position in enumerate(batch.positions.tolist()):
         parts = sorted(seen[row])
         assert parts[0][0] <= max(0, position - window + 1 if window else 0)
         assert parts[-1][1] > position
         assert all(parts[at][1] == parts[at + 1][0] for at in range(len(parts) - 1))
-    runs = [range(first, first + count) for _, _, first, count in plan.merges]
-    merged = sorted(number for run in runs for number in run)
-    assert merged == list(range(plan.partials))
+        assert all(begin % SPLIT == 0 for begin, _ in parts[1:])
+        assert all(end - begin <= SPLIT for begin, end in parts[1:])
+    assert sorted(left) == list(range(plan.partials))
+    merged = {
+        partial: row
+        for row, first, count, _ in plan.merges.tolist()
+        for partial in range(first, first + count)
+    }
+    assert merged == left
+
+
+def test_what_all_and_what_some_share_is_found() -> None:
+    tables = np.arange(5 * 32, dtype=np.int32).reshape(5, 32)
+    tables[[1, 3, 4], :17] = tables[0, :17]  # two splits and a block
+    tables[4, :24] = tables[1, :24]  # six splits
+    batch = ragged_batch([(1000, 1)] * 5, tables, KVLayout(160, 32), [0] * 5)
+    found = {(frozenset(run.sequences.tolist()), *run[1:]) for run in shared_runs(batch, 32)}
+    # of the six, three are whole in a context of 1001
+    assert found == {(frozenset({0, 1, 3, 4}), 0, 2), (frozenset({1, 4}), 2, 3)}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case([], heads=8, kv_heads=2, head_size=32, rotated=8),
+        Case([], heads=6, kv_heads=1, head_size=40, window=560, sinks=True, kv="int8", rotated=8),
+        Case([], heads=4, kv_heads=1, head_size=32, cap=2.0, block_size=40, kv="fp8", rotated=8),
+    ],
+)
+def test_rows_that_share_a_prefix_have_the_bits_they_have_alone(case: Case) -> None:
+    """Four decodes have two splits in common, two of them a third; a chunk is in a step with them.
+
+    The cache is filled beforehand, at random.
+    """
+    ops, buffers, weights = model(case)
+    made = program(
+        ops, buffers, buffers["attended"], kv_heads=case.kv_heads, head_size=case.head_size
+    )
+    size, width = case.block_size, 850 // case.block_size + 1
+    kv = KVLayout(width * 5, size, case.kv)
+    lengths = [2 * SPLIT + 9, 3 * SPLIT + 50, 2 * SPLIT + 33, 3 * SPLIT + 1, 5]
+    tables = np.arange(kv.blocks, dtype=np.int32).reshape(5, width)
+    tables[1:4, : -(-2 * SPLIT // size)] = tables[0, : -(-2 * SPLIT // size)]
+    tables[3, : -(-3 * SPLIT // size)] = tables[1, : -(-3 * SPLIT // size)]
+    backend = cuda.load(made, weights, kv, 0)
+    torch.manual_seed(1)
+    for entries in (backend.model.cache.keys, backend.model.cache.values):
+        entries.copy_(
+            torch.randint(0, 120, entries.shape) if case.kv != "f16" else torch.randn(entries.shape)
+        )
+    for scales in backend.model.cache.tensors[2:]:
+        if scales is not None:
+            scales.copy_(torch.rand(scales.shape) / 100)
+
+    def step(*rows: int) -> list[Float32]:
+        spans = [(lengths[row] - 1, 1) if row < 4 else (0, 5) for row in rows]
+        tokens = [row for row in rows for _ in range(1 if row < 4 else 5)]
+        logits = backend.logits(ragged_batch(spans, tables[list(rows)], kv, tokens))
+        ends = np.cumsum([count for _, count in spans])
+        return [logits[end - 1] for end in ends]
+
+    for rows in ((2, 0, 3, 1), (3, 4, 1, 2)):
+        for row, found in zip(rows, step(*rows), strict=True):
+            alone = step(row, 4)[0] if 4 in rows else step(row)[0]
+            np.testing.assert_array_equal(found, alone)

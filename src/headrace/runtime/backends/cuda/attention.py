@@ -12,11 +12,13 @@ from ...models.program import Attention, RotateAndWrite
 from .inputs import Step, View
 from .kernels.attention import attend_tiles, merge_splits
 from .kernels.rows import rotate_and_write
-from .model import Launch, Model, power
-from .tiles import SPLIT
+from .model import Launch, Model, chained, power
+from .prefixes import SPLIT
 
 LOG2_E = math.log2(math.e)
 NEAR = 1024  # positions in the near table of angles
+PROGRAMS, MERGERS = 2, 8  # programs a processor: of four warps, of one
+WIDEST = 64 * 128  # values of a tile's sums for four warps
 QUERY_BLOCK = {True: 64, False: 16}  # rows of a tile, by whether the step has prefill
 
 
@@ -49,6 +51,7 @@ def rotation(
             INTERLEAVED=op.rope.interleaved,
             NEAR=NEAR,
             KV=model.cache.form,
+            **chained(model.device),
             BLOCK=power(op.head_size),
         )
 
@@ -62,7 +65,7 @@ def angles(rope: Rope, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if rope not in model.tables:
         frequencies = np.array(rope.frequencies, np.float64)
-        places = -(-model.kv.blocks * model.kv.block_size // NEAR)
+        places = -(-model.positions // NEAR)
         found = []
         for positions, scale in ((np.arange(places) * NEAR, 1.0), (np.arange(NEAR), rope.scale)):
             turn = positions[:, None] * frequencies
@@ -73,7 +76,7 @@ def angles(rope: Rope, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def attention(op: Attention, model: Model) -> Launch:
-    """Tiles, then the splits of tiles that were spread."""
+    """Tiles, then the merge of rows that no tile finished."""
     group = op.heads // op.kv_heads
     view = View(op.window, op.causal)
     sinks = None if op.sinks is None else model.vector(op.sinks) * LOG2_E
@@ -82,7 +85,7 @@ def attention(op: Attention, model: Model) -> Launch:
     def launch(step: Step) -> None:
         plan = step.planned[view]
         block_m = query_block(group, model.prefills)
-        attend_tiles[(model.processors * 2,)](
+        attend_tiles[(model.processors * PROGRAMS,)](
             model.buffers[op.out],
             model.buffers[op.qkv],
             *model.cache.layer(op.layer),
@@ -90,7 +93,10 @@ def attention(op: Attention, model: Model) -> Launch:
             model.partial_sums,
             model.partial_stats,
             plan.tiles,
+            plan.members,
+            plan.bases,
             plan.counts,
+            step.positions,
             step.tables,
             op.scale * LOG2_E,
             op.cap * LOG2_E,
@@ -102,25 +108,28 @@ def attention(op: Attention, model: Model) -> Launch:
             CAPPED=op.cap != 0,
             SINKS=sinks is not None,
             KV=model.cache.form,
+            **chained(model.device),
             PAGE=model.kv.block_size,
             SPLIT=SPLIT,
             BLOCK_M=block_m,
             BLOCK_N=64 if block_d <= 128 else 32,
             BLOCK_D=block_d,
+            # two sums of a tile of more do not fit the registers of four
+            num_warps=8 if block_m * block_d > WIDEST else 4,
         )
-        merge_splits[(model.processors,)](
+        merge_splits[(model.processors * MERGERS,)](
             model.buffers[op.out],
             sinks,
             model.partial_sums,
             model.partial_stats,
             plan.merges,
             plan.counts,
-            op.kv_heads,
+            op.heads,
             op.head_size,
-            GROUP=group,
             SINKS=sinks is not None,
-            BLOCK_M=block_m,
+            **chained(model.device),
             BLOCK_D=block_d,
+            num_warps=1,
         )
 
     return launch

@@ -37,9 +37,17 @@ class Cache:
         return Layer(*(None if one is None else one[index] for one in self.tensors))  # type: ignore[arg-type]
 
     @property
+    def bytes(self) -> int:
+        """What it takes on the device."""
+        return sum(one.nbytes for one in self.tensors if one is not None)
+
+    @property
     def tensors(self) -> tuple[torch.Tensor | None, ...]:
         """Keys, values and their scales."""
         return self.keys, self.values, self.key_scales, self.value_scales
+
+
+NO_CACHE = Cache("float", torch.zeros(0), torch.zeros(0))
 
 
 def new_cache(program: Program, kv: KVLayout, dtype: torch.dtype, device: torch.device) -> Cache:

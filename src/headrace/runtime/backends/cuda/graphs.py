@@ -6,12 +6,15 @@ before anything is captured, and sizes that do not come cost nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
 from .inputs import Step
 from .model import Launch
+
+log = logging.getLogger(__name__)
 
 
 def bucket(rows: int) -> int:
@@ -26,7 +29,8 @@ class Graphs:
         self.launches = launches
         self.device = device
         self.seen: set[int] = set()
-        self.captured: dict[int, torch.cuda.CUDAGraph] = {}
+        # None where it could not be captured, for want of memory
+        self.captured: dict[int, torch.cuda.CUDAGraph | None] = {}
 
     def forget(self) -> None:
         """Drop what was captured: the buffers have moved."""
@@ -38,10 +42,10 @@ class Graphs:
         if not repeats or self.device.type != "cuda":
             self.launch(step)
             return
-        graph = self.captured.get(step.rows)
-        if graph is None and step.rows in self.seen:
-            graph = self.captured[step.rows] = self.capture(step)
+        if step.rows in self.seen and step.rows not in self.captured:
+            self.captured[step.rows] = self.attempt(step)
         self.seen.add(step.rows)
+        graph = self.captured.get(step.rows)
         if graph is None:
             self.launch(step)
         else:
@@ -51,6 +55,14 @@ class Graphs:
         """Launch by launch."""
         for launch in self.launches:
             launch(step)
+
+    def attempt(self, step: Step) -> torch.cuda.CUDAGraph | None:
+        """The step as one graph; None where there is no memory for one."""
+        try:
+            return self.capture(step)
+        except RuntimeError:  # out of memory, or what ending the capture says after it
+            log.warning("steps of %d rows are not captured", step.rows, exc_info=True)
+            return None
 
     def capture(self, step: Step) -> torch.cuda.CUDAGraph:
         """The step as one graph. It reads the step's arrays where they lie now."""

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from ..base import Batch, Int32
+from .prefixes import shared_runs
 from .tiles import Tiles, plan_tiles
 
-COUNTS = 4  # tiles, width of the tables, merges, -
+PLANNED = ("tiles", "merges", "members", "bases")  # the arrays of `Tiles`
 SMALLEST = 1024
 
 
@@ -34,7 +35,9 @@ class Planned:
 
     tiles: torch.Tensor
     merges: torch.Tensor
-    counts: torch.Tensor
+    members: torch.Tensor
+    bases: torch.Tensor
+    counts: torch.Tensor  # tiles, width of the block tables, merges, 0
     partials: int
 
 
@@ -61,28 +64,31 @@ class Arena:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.rooms: dict[str, int] = {}
         self.copied: torch.cuda.Event | None = None  # the device has read the twin
         self.generation = 0
-        self.move()
+        self.move({})
 
-    def move(self) -> None:
-        """Buffers of the present rooms."""
-        size = sum(self.rooms.values())
-        self.host = torch.zeros(size, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+    def move(self, rooms: dict[str, int]) -> None:
+        """Take buffers of these rooms; where there is no memory, the old ones stay."""
+        size = sum(rooms.values())
+        host = torch.zeros(size, dtype=torch.int32, pin_memory=self.device.type == "cuda")
         self.on_device = torch.zeros(size, dtype=torch.int32, device=self.device)
+        self.host, self.rooms = host, rooms
         self.generation += 1
 
     def fill(self, arrays: Mapping[str, Int32]) -> dict[str, torch.Tensor]:
-        """Copy the arrays to their places; what is past an array's end in its place is stale."""
+        """Copy the arrays to their places; what is past an array's end in its place is stale.
+
+        An empty array is given one value of its place, for a tensor without any has no address,
+        and a captured graph keeps the address for steps where the array is not empty.
+        """
         lacking = {
             name: max(SMALLEST, 1 << (array.size - 1).bit_length())
             for name, array in arrays.items()
             if array.size > self.rooms.get(name, -1)
         }
         if lacking:
-            self.rooms |= lacking
-            self.move()
+            self.move(self.rooms | lacking)
         elif self.copied is not None:
             self.copied.synchronize()  # a step may wait for the one before it, and its copy with it
         host, found, begin, used = self.host.numpy(), {}, 0, 0
@@ -90,7 +96,7 @@ class Arena:
             if name in arrays:
                 array = arrays[name]
                 host[begin : begin + array.size] = array.ravel()
-                found[name] = self.on_device[begin : begin + array.size]
+                found[name] = self.on_device[begin : begin + max(array.size, 1)]
                 used = begin + array.size
             begin += room
         self.on_device[:used].copy_(self.host[:used], non_blocking=True)
@@ -103,12 +109,15 @@ def upload_step(
     arena: Arena,
     batch: Batch,
     views: Mapping[View, int],
+    block_size: int,
+    programs: int,
     padded: int | None,
     adapted: Mapping[int, torch.Tensor],
 ) -> Step:
     """Plan a batch and put it on the device.
 
-    `views` gives the query rows of a tile for each view. Up to `padded` rows are added, of no
+    `views` gives the query rows of a tile for each view, to be shared among `programs` programs a
+    KV head. Up to `padded` rows are added, of no
     sequence and with no slot, and as many samples of row 0.
     """
     rows, samples = len(batch.tokens), len(batch.sampled_rows)
@@ -126,12 +135,15 @@ def upload_step(
     if batch.carried is not None:
         arrays["carried"] = pad(batch.carried, more, -1)
     plans: dict[View, Tiles] = {}
+    runs = shared_runs(batch, block_size)
     for view, tile_rows in views.items():
-        plan = plans[view] = plan_tiles(batch, tile_rows, view.window, view.causal)
+        alike = runs if view.causal else ()
+        plan = plan_tiles(batch, tile_rows, view.window, view.causal, programs, alike)
+        plans[view] = plan
         counts = [len(plan.tiles), batch.block_tables.shape[1], len(plan.merges), 0]
         arrays[f"counts {view}"] = np.array(counts, np.int32)
-        arrays[f"tiles {view}"] = plan.tiles
-        arrays[f"merges {view}"] = plan.merges
+        for name in PLANNED:
+            arrays[f"{name} {view}"] = getattr(plan, name)
     arrays["tables"] = batch.block_tables
     there = arena.fill(arrays)
     return Step(
@@ -139,10 +151,8 @@ def upload_step(
         samples=samples + more_samples,
         planned={
             view: Planned(
-                there[f"tiles {view}"],
-                there[f"merges {view}"],
-                there[f"counts {view}"],
-                plan.partials,
+                **{name: there[f"{name} {view}"] for name in (*PLANNED, "counts")},
+                partials=plan.partials,
             )
             for view, plan in plans.items()
         },

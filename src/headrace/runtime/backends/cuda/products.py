@@ -15,8 +15,9 @@ from functools import cache
 
 import torch
 
+from .choices import Choices
 from .kernels.linear import add_splits, embed_rows, project_rows
-from .model import Model, power
+from .model import Model, chained, power
 from .weights import DeviceWeight
 
 Product = Callable[[torch.Tensor, torch.Tensor], None]  # source [rows, inputs], out [rows, outputs]
@@ -87,19 +88,30 @@ def product(
     weight: DeviceWeight, bias: torch.Tensor | None, model: Model, most: int | None = None
 ) -> Product:
     """Out = source @ weight.T + bias, of at most `most` rows."""
-    ways = [(level, chosen(weight, level, model)) for level in levels(model.invariant, most)]
+    taken = [
+        (
+            level,
+            chosen(
+                weight,
+                level,
+                model.processors,
+                model.dtype,
+                model.choices,
+                invariant=model.invariant,
+            ),
+        )
+        for level in levels(model.invariant, most)
+    ]
 
-    def multiply(source: torch.Tensor, out: torch.Tensor) -> None:
+    def launch(source: torch.Tensor, out: torch.Tensor) -> None:
         rows = len(source)
-        way = next((way for level, way in ways if rows <= level), ways[-1][1])
-        if way is None:
-            by_library(source, weight, bias, out)
-            return
-        piece = PIECE if model.invariant and way.splits > 1 else rows
+        way = next((way for level, way in taken if rows <= level), taken[-1][1])
+        piece = PIECE if model.invariant else rows
         for begin in range(0, rows, piece):
-            by_tiles(way, source[begin : begin + piece], weight, bias, out[begin : begin + piece])
+            some = slice(begin, begin + piece)
+            multiply(way, source[some], weight, bias, out[some])
 
-    return multiply
+    return launch
 
 
 def levels(invariant: bool, most: int | None = None) -> Sequence[int]:
@@ -109,37 +121,49 @@ def levels(invariant: bool, most: int | None = None) -> Sequence[int]:
     return [level for level in LEVELS if most is None or level <= most]
 
 
-def chosen(weight: DeviceWeight, level: int, model: Model) -> Way:
-    """What multiplies by a weight up to so many rows."""
-    rows = FEW if model.invariant else level
+def chosen(
+    weight: DeviceWeight,
+    level: int,
+    processors: int,
+    dtype: torch.dtype,
+    choices: Choices,
+    *,
+    invariant: bool = False,
+) -> Way:
+    """What multiplies by a weight up to so many rows of a type."""
+    rows = FEW if invariant else level
 
     @cache
     def trial() -> tuple[torch.Tensor, torch.Tensor]:
-        source = torch.ones((rows, weight.inputs), dtype=model.dtype, device=model.device)
+        source = torch.ones((rows, weight.inputs), dtype=dtype, device=weight.values.device)
         return source, source.new_empty((rows, weight.outputs))
 
     def run(way: Way) -> None:
         source, out = trial()
-        if way is None:
-            by_library(source, weight, None, out)
-        else:
-            by_tiles(way, source, weight, None, out)
+        multiply(way, source, weight, None, out)
 
-    name = f"{weight.outputs}x{weight.inputs} {weight.origin}, "
-    name += "any rows" if model.invariant else f"{level} rows"
-    return model.choices.fastest(name, list(ways(weight, level, model)), run)
+    found = list(ways(weight, level, processors, invariant=invariant))
+    return choices.fastest(choice_name(weight, level, invariant=invariant), found, run)
 
 
-def ways(weight: DeviceWeight, level: int, model: Model) -> Iterator[tuple[str, Way]]:
+def choice_name(weight: DeviceWeight, level: int, *, invariant: bool) -> str:
+    """What a choice is kept under."""
+    rows = "any rows" if invariant else f"{level} rows"
+    return f"{weight.outputs}x{weight.inputs} {weight.origin}, {rows}"
+
+
+def ways(
+    weight: DeviceWeight, level: int, processors: int, *, invariant: bool
+) -> Iterator[tuple[str, Way]]:
     """What a weight may be multiplied by, up to so many rows; the most likely first."""
-    if weight.kind == "dense" and level > FEW and not model.invariant:
+    if weight.kind == "dense" and level > FEW and not invariant:
         yield LIBRARY, None
-    for shape in shapes(weight, level, model.invariant):
-        tiling = cut(shape, weight, FEW if model.invariant else level, model.processors)
+    for shape in shapes(weight, level, invariant):
+        tiling = cut(shape, weight, FEW if invariant else level, processors)
         yield tiling.name, tiling
-    if weight.kind == "dense" and level == FEW and not model.invariant:
+    if weight.kind == "dense" and level == FEW and not invariant:
         yield LIBRARY, None
-    if weight.kind != "dense" and level >= WIDENED and not model.invariant:
+    if weight.kind != "dense" and level >= WIDENED and not invariant:
         yield f"widened, {LIBRARY}", None
 
 
@@ -162,6 +186,20 @@ def cut(shape: Shape, weight: DeviceWeight, rows: int, processors: int) -> Tilin
     wanted = -(-processors * shape.waves // programs)
     parts = max(1, min(wanted, weight.inputs // LEAST))
     return Tiling(shape.rows, shape.block_n, shape.block_k, parts, shape.warps, shape.stages)
+
+
+def multiply(
+    way: Way,
+    source: torch.Tensor,
+    weight: DeviceWeight,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    """Out [rows, outputs] = source [rows, inputs] @ weight.T + bias."""
+    if way is None:
+        by_library(source, weight, bias, out)
+    else:
+        by_tiles(way, source, weight, bias, out)
 
 
 def by_tiles(
@@ -189,6 +227,7 @@ def by_tiles(
         target.stride(-2),
         **weight.form,
         BIAS=bias is not None and parts == 1,
+        **chained(out.device),
         ROWS=way.rows,
         BLOCK_N=way.block_n,
         BLOCK_K=way.block_k,
@@ -204,6 +243,7 @@ def by_tiles(
             weight.outputs,
             out.stride(0),
             BIAS=bias is not None,
+            **chained(out.device),
             SPLITS=parts,
             BLOCK=1024,
         )
