@@ -35,10 +35,23 @@ bool two_halves(const LinearOp& op) {
   return gate.kind == up.kind && gate.rows == up.rows && gate.rows % kPanelRows == 0;
 }
 
+bool writes(const Op& op, const Buffer* buffer) {
+  return std::visit(
+      [&](const auto& record) {
+        bool found = false;
+        if constexpr (requires { record.out; }) found = record.out == buffer;
+        if constexpr (requires { record.residual; }) found = found || record.residual == buffer;
+        if constexpr (requires { record.qkv; }) found = found || record.qkv == buffer;
+        return found;
+      },
+      op);
+}
+
 bool reads(const Op& op, const Buffer* buffer) {
   return std::visit(
       [&](const auto& record) {
         bool found = false;
+        if constexpr (std::is_same_v<decltype(record), const AddEmbeddingOp&>) found = record.out == buffer;
         if constexpr (requires { record.source; }) found = record.source == buffer;
         if constexpr (requires { record.residual; }) found = found || record.residual == buffer;
         if constexpr (requires { record.add; }) found = found || record.add == buffer;
@@ -113,6 +126,16 @@ void Model::embed(std::size_t out, std::size_t table, float scale) {
   ops_.push_back(EmbedOp{&buffer(out), &weight(table), scale});
 }
 
+void Model::add_embedding(std::size_t out, std::size_t table, bool types, std::size_t offset) {
+  const Weight& rows = weight(table);
+  require(rows.columns == buffer(out).width, "add_embedding: the table's columns are not the buffer's width");
+  require(offset < rows.rows, "add_embedding: the offset is past the table");
+  std::size_t& known = types ? types_ : positions_;
+  known = std::min(known, rows.rows - offset);
+  scratch_floats_ = std::max(scratch_floats_, padded16(rows.columns));
+  ops_.push_back(AddEmbeddingOp{&buffer(out), &rows, types, offset});
+}
+
 void Model::norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add,
                  float add_scale, bool accumulate) {
   const std::size_t width = buffer(residual).width;
@@ -120,7 +143,16 @@ void Model::norm(std::size_t out, std::size_t residual, std::size_t weight, floa
   const Buffer* added = add ? &buffer(*add) : nullptr;
   require(!accumulate || out != residual, "norm: out and residual are one buffer");
   const float* values = vector_of(weight, width);
-  ops_.push_back(NormOp{&buffer(out), &buffer(residual), added, add_scale, values, epsilon, accumulate});
+  keep_pooled(buffer(out), buffer(residual));
+  ops_.push_back(NormOp{&buffer(out), &buffer(residual), added, add_scale, values, epsilon, accumulate, false, nullptr});
+}
+
+void Model::layer_norm(std::size_t out, std::size_t residual, std::size_t weight, const std::size_t* bias,
+                       float epsilon, const std::size_t* add, float add_scale) {
+  norm(out, residual, weight, epsilon, add, add_scale, false);
+  auto& op = std::get<NormOp>(ops_.back());
+  op.layer = true;
+  op.bias = bias ? vector_of(*bias, op.out->width) : nullptr;
 }
 
 void Model::linear(std::size_t out, std::size_t source, const std::vector<std::size_t>& weights,
@@ -134,6 +166,7 @@ void Model::linear(std::size_t out, std::size_t source, const std::vector<std::s
   }
   if (!bias.empty()) bias.resize(bias.size() + 2 * kPanelRows);  // tiles of it are read whole
   require(out != source, "linear: out and source are one buffer");
+  keep_pooled(buffer(out), buffer(source));
   add_linear(buffer(out), buffer(source), weights, std::move(bias));
   AdaptOp adapt{&buffer(out), &buffer(source), {}};
   std::size_t column = 0;
@@ -186,21 +219,15 @@ void Model::have_bytes(Buffer& source) {
   source.bytes = true;
   for (auto op = ops_.rbegin(); op != ops_.rend(); ++op) {
     if (auto* conversion = std::get_if<QuantiseOp>(&*op); conversion && conversion->buffer == &source) return;
+    if (!writes(*op, &source)) continue;
     bool* flag = nullptr;
-    bool writes = false;
     std::visit(
         [&](auto& record) {
-          if constexpr (requires { record.out; }) writes = record.out == &source;
-          if constexpr (requires { record.quantise; }) flag = &record.quantise;
-          if constexpr (requires { record.residual; }) writes = writes || record.residual == &source;
-          if constexpr (requires { record.residual; }) flag = record.out == &source ? flag : nullptr;
-          if constexpr (requires { record.qkv; }) writes = writes || record.qkv == &source;
+          if constexpr (requires { record.quantise; }) flag = record.out == &source ? &record.quantise : nullptr;
         },
         *op);
-    if (!writes) continue;
     if (auto* attention = std::get_if<AttentionOp>(&*op)) {
-      const std::size_t together = attention->heads / shape_.kv_heads * shape_.head_size;
-      if (attention->out != &source || together % kBlock) flag = nullptr;
+      if (attention->heads / shape_.kv_heads * shape_.head_size % kBlock) flag = nullptr;
     }
     if (!flag) break;
     *flag = true;
@@ -267,8 +294,41 @@ void Model::gate_multiply(std::size_t out, std::size_t source, Gate kind) {
   ops_.push_back(GateOp{&buffer(out), &buffer(source), kind});
 }
 
+void Model::activate(std::size_t out, std::size_t source, Gate kind) {
+  require(buffer(source).width == buffer(out).width, "activate: the buffers' widths differ");
+  keep_pooled(buffer(out), buffer(source));
+  ops_.push_back(ActivateOp{&buffer(out), &buffer(source), kind});
+}
+
+void Model::pool(std::size_t out, std::size_t source, Pooling kind) {
+  require(buffer(source).width == buffer(out).width, "pool: the buffers' widths differ");
+  require(!buffer(source).pooled && out != source, "pool: the source has no row a token");
+  begin_pooled(buffer(out));
+  ops_.push_back(PoolOp{&buffer(out), &buffer(source), kind});
+}
+
+// What is pooled stays so: a buffer has a row a token or a row a sequence through the whole program.
+void Model::begin_pooled(Buffer& out) {
+  const bool before = std::any_of(ops_.begin(), ops_.end(), [&](const Op& op) { return writes(op, &out); });
+  require(out.pooled || !before, "a buffer has a row a token here and a row a sequence there");
+  out.pooled = true;
+}
+
+void Model::keep_pooled(Buffer& out, const Buffer& source) {
+  if (source.pooled) begin_pooled(out);
+  require(out.pooled == source.pooled, "an op reads a row a token and writes a row a sequence");
+}
+
+void Model::result(std::size_t source) {
+  require(!logits_, "a program gives one thing");
+  require(buffer(source).pooled, "result: the source has no row a sequence");
+  require(buffer(source).width == shape_.vocabulary, "result: the source's width is not the program's");
+  logits_ = &buffer(source);
+  fuse_gates();
+}
+
 void Model::logits(std::size_t source, std::size_t weight_index, float scale, float cap) {
-  require(!logits_, "a program has one logits op");
+  require(!logits_, "a program gives one thing");
   require(weight(weight_index).rows == shape_.vocabulary, "logits: the weight's rows are not the vocabulary");
   sampled_ = &buffers_[add_buffer(buffer(source).width)];
   logits_ = &buffers_[add_buffer(shape_.vocabulary)];

@@ -19,7 +19,7 @@ std::size_t chunks(std::size_t count, std::size_t size) { return (count + size -
 }  // namespace
 
 void Model::encode(const Buffer& buffer, std::size_t row, std::size_t first, std::size_t last) const {
-  const bool given = &buffer != sampled_ && step_.given[row];
+  const bool given = by_token(buffer) && step_.given[row];
   const auto quantise = given ? kernels_.round_to_brain : kernels_.quantise;
   quantise(buffer.row(row) + first, (last - first) / kBlock, buffer.activations(), row, first / kBlock);
 }
@@ -27,32 +27,36 @@ void Model::encode(const Buffer& buffer, std::size_t row, std::size_t first, std
 const float* Model::logits_of(std::size_t sample) const { return logits_->row(sample); }
 
 std::size_t Model::rows_of(const Buffer& buffer) const {
-  return &buffer == sampled_ || &buffer == logits_ ? step_.batch->samples() : step_.batch->rows();
+  if (buffer.pooled) return step_.batch->sequences();
+  return by_token(buffer) ? step_.batch->rows() : step_.batch->samples();
 }
+
+std::size_t Model::results() const { return rows_of(*logits_); }
 
 std::uint8_t* Model::layer_cache(std::size_t layer) const {
   return cache_.data() + layer * shape_.blocks * cache_shape_.block_bytes();
 }
 
 BatchLimits Model::limits() const {
-  return {vocabulary_ ? vocabulary_ : shape_.vocabulary, shape_.vocabulary, shape_.blocks, shape_.block_size};
+  return {vocabulary_ ? vocabulary_ : shape_.vocabulary, shape_.vocabulary, positions_, types_, logits_->pooled,
+          shape_.blocks, shape_.block_size};
 }
 
 void Model::prepare(const Batch& batch, bool draws) {
-  if (!logits_) throw std::invalid_argument("the program has no logits op");
+  if (!logits_) throw std::invalid_argument("the program gives nothing");
   check(batch, limits());
   step_.batch = &batch;
   step_.draws = draws;
   if (batch.rows() > capacity_) {
     for (Buffer& buffer : buffers_) {
-      if (&buffer != sampled_ && &buffer != logits_) buffer.grow(batch.rows());
+      if (buffer.pooled || by_token(buffer)) buffer.grow(batch.rows());
     }
     for (Angles& angles : angles_) {
       angles.table.grow(product(product(batch.rows(), 2 * sizeof(float)), angles.frequencies.size()));
     }
     capacity_ = batch.rows();
   }
-  if (batch.samples() > sample_capacity_) {
+  if (sampled_ && batch.samples() > sample_capacity_) {
     sampled_->grow(batch.samples());
     logits_->grow(batch.samples());
     sample_capacity_ = batch.samples();
@@ -184,6 +188,11 @@ std::size_t Model::tasks(const Op& op) const {
   }
   if (const auto* adapt = std::get_if<AdaptOp>(&op)) return step_.adapted.size() * adapt->parts.size();
   if (const auto* gate = std::get_if<GateOp>(&op)) return rows * chunks(gate->out->width, kChunkColumns);
+  if (const auto* active = std::get_if<ActivateOp>(&op)) {
+    return rows_of(*active->out) * chunks(active->out->width, kChunkColumns);
+  }
+  if (const auto* norm = std::get_if<NormOp>(&op)) return rows_of(*norm->out);
+  if (std::get_if<PoolOp>(&op)) return step_.batch->sequences();
   if (std::get_if<AttentionOp>(&op)) return step_.tiles.size() * shape_.kv_heads * step_.split.parts;
   if (std::get_if<GatherOp>(&op) || std::get_if<CapOp>(&op)) return step_.batch->samples();
   if (std::get_if<SampleOp>(&op)) return step_.draws ? step_.batch->samples() : 0;
@@ -224,11 +233,26 @@ void Model::execute(const EmbedOp& op, std::size_t first, std::size_t last, int)
   }
 }
 
+void Model::execute(const AddEmbeddingOp& op, std::size_t first, std::size_t last, int member) {
+  const Batch& batch = *step_.batch;
+  for (std::size_t row = first; row < last; ++row) {
+    const std::int32_t index = !op.types ? batch.positions[row] : batch.types.empty() ? 0 : batch.types[row];
+    const std::uint8_t* at = op.table->data + (static_cast<std::size_t>(index) + op.offset) * op.table->stride();
+    dequantise(op.table->format, at, op.table->columns, scratch_of(member));
+    kernels_.add(op.out->row(row), scratch_of(member), op.table->columns);
+  }
+}
+
 void Model::execute(const NormOp& op, std::size_t first, std::size_t last, int) {
   for (std::size_t row = first; row < last; ++row) {
     const float* add = op.add ? op.add->row(row) : nullptr;
-    kernels_.norm(op.out->row(row), op.residual->row(row), add, op.add_scale, op.weight, op.epsilon,
-                  op.accumulate, op.out->width);
+    if (op.layer) {
+      kernels_.layer_norm(op.out->row(row), op.residual->row(row), add, op.add_scale, op.weight, op.bias, op.epsilon,
+                          op.out->width);
+    } else {
+      kernels_.norm(op.out->row(row), op.residual->row(row), add, op.add_scale, op.weight, op.epsilon,
+                    op.accumulate, op.out->width);
+    }
     if (op.quantise) encode(*op.out, row, 0, op.out->width);
   }
 }
@@ -368,6 +392,29 @@ void Model::execute(const GateOp& op, std::size_t first, std::size_t last, int) 
     const float* gate = op.source->row(row) + column;
     kernels_.gate_multiply(op.out->row(row) + column, gate, gate + width, op.kind, end - column);
     if (op.quantise) encode(*op.out, row, column, end);
+  }
+}
+
+void Model::execute(const ActivateOp& op, std::size_t first, std::size_t last, int) {
+  const std::size_t width = op.out->width, across = chunks(width, kChunkColumns);
+  for (std::size_t task = first; task < last; ++task) {
+    const std::size_t row = task / across, column = task % across * kChunkColumns;
+    const std::size_t end = std::min(column + kChunkColumns, width);
+    kernels_.activate(op.out->row(row) + column, op.source->row(row) + column, op.kind, end - column);
+    if (op.quantise) encode(*op.out, row, column, end);
+  }
+}
+
+void Model::execute(const PoolOp& op, std::size_t first, std::size_t last, int) {
+  const std::size_t width = op.out->width;
+  for (std::size_t sequence = first; sequence < last; ++sequence) {
+    const auto begin = static_cast<std::size_t>(step_.batch->row_starts[sequence]);
+    const auto end = static_cast<std::size_t>(step_.batch->row_starts[sequence + 1]);
+    float* out = op.out->row(sequence);
+    std::copy_n(op.source->row(op.kind == Pooling::Last ? end - 1 : begin), width, out);
+    if (op.kind != Pooling::Mean) continue;
+    for (std::size_t row = begin + 1; row < end; ++row) kernels_.add(out, op.source->row(row), width);
+    for (std::size_t i = 0; i < width; ++i) out[i] /= static_cast<float>(end - begin);
   }
 }
 

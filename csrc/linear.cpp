@@ -64,7 +64,7 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
       if (!weight.packed) return in_floats(op, columns, range, member);
       given ? in_brains(op, columns, range, member) : in_integers(op, columns, range, member);
     };
-    if (op.out == logits_) {
+    if (!by_token(*op.source)) {
       multiply({begin, end}, false);
     } else {
       for (const RowRun& run : step_.runs) {

@@ -38,6 +38,7 @@ struct Weight {
 struct Buffer {
   std::size_t width;
   bool bytes = false;  // an integer kernel reads it
+  bool pooled = false;  // one row a sequence
   Region floats;
   Region codes;
   Region blocks;
@@ -63,6 +64,13 @@ struct EmbedOp {
   const Weight* table;
   float scale;
 };
+// Adds the row of a table at each token's position, or its type.
+struct AddEmbeddingOp {
+  Buffer* out;
+  const Weight* table;
+  bool types;
+  std::size_t offset;
+};
 // Where `quantise` is set, an op also writes the bytes of its `out`.
 struct NormOp {
   Buffer* out;
@@ -72,6 +80,8 @@ struct NormOp {
   const float* weight;
   float epsilon;
   bool accumulate;
+  bool layer;         // the mean is taken away first
+  const float* bias;  // or null; of a layer norm
   bool quantise = false;
 };
 struct AnglesOp {
@@ -135,6 +145,19 @@ struct GateOp {
   bool quantise = false;
   bool fused = false;  // with the linear before it, for rows in bfloat16
 };
+struct ActivateOp {
+  Buffer* out;
+  const Buffer* source;
+  Gate kind;
+  bool quantise = false;
+};
+// A row a sequence: its first, its last, or the mean of all.
+enum class Pooling : std::uint8_t { First, Last, Mean };
+struct PoolOp {
+  Buffer* out;
+  const Buffer* source;
+  Pooling kind;
+};
 // The sampled rows, gathered for the last linear.
 struct GatherOp {
   Buffer* out;
@@ -149,8 +172,8 @@ struct SampleOp {
   const Buffer* logits;
 };
 
-using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, AdaptOp, NormHeadsOp, RotateOp, AttentionOp,
-                        GateOp, GatherOp, CapOp, SampleOp>;
+using Op = std::variant<EmbedOp, AddEmbeddingOp, NormOp, AnglesOp, QuantiseOp, LinearOp, AdaptOp, NormHeadsOp, RotateOp,
+                        AttentionOp, GateOp, ActivateOp, PoolOp, GatherOp, CapOp, SampleOp>;
 
 struct RowRange {
   std::size_t begin, end;

@@ -63,7 +63,7 @@ constexpr std::size_t kTileScratch =
     2 * kTileBlocks * (2 * kBlock * kPanelRows / sizeof(float) + 2 * kPanelRows) +
     kTilePanels * kTileGroups * kTileRows * kPanelRows;
 
-enum class Gate : std::uint8_t { Silu, GeluTanh };
+enum class Gate : std::uint8_t { Silu, GeluTanh, Gelu, Relu, Tanh };
 
 // Columns [column, column + 16) of gated rows, in bfloat16; `column` is a multiple of 16.
 struct GatedColumns {
@@ -213,6 +213,10 @@ struct Kernels {
   const char* integer;  // how bytes are multiplied; null: there are no integer kernels
   void (*norm)(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
                bool accumulate, std::size_t width);
+  // LayerNorm (arXiv 1607.06450) of residual, to which add_scale · add is added first; `add` and `bias` may be null.
+  void (*layer_norm)(float* out, float* residual, const float* add, float add_scale, const float* weight,
+                     const float* bias, float epsilon, std::size_t width);
+  void (*activate)(float* out, const float* source, Gate kind, std::size_t width);
   void (*gate_multiply)(float* out, const float* gate, const float* up, Gate kind, std::size_t width);
   // values · scale, then cap · tanh(value / cap) where cap is not 0.
   void (*cap)(float* values, std::size_t count, float scale, float cap);

@@ -26,7 +26,7 @@ from headrace.cache.exact import ExactCache
 from headrace.config.history import keep
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration, Logging
-from headrace.config.secrets import resolve
+from headrace.config.secrets import resolve, variables_of
 from headrace.gateway.access import AccessLog
 from headrace.gateway.adapters import Adapters
 from headrace.gateway.admission import Admission
@@ -387,7 +387,11 @@ def _providers(
         bases = {model.source: models[model.source] for model in local}
         draft = configuration.engine.draft
         providers[LOCAL] = LocalProvider(
-            bases, configuration.engine, adapters, None if draft is None else models[draft]
+            bases,
+            configuration.engine,
+            adapters,
+            None if draft is None else models[draft],
+            variables_of(configuration),
         )
     return providers
 

@@ -79,6 +79,7 @@ async def running(
     if file is not None:
         app.watch(file, lambda: load(file), environ)
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as uvloop does by itself
     port = listener.getsockname()[1]
     await app.start()
     server = uvicorn.Server(server_config(app.asgi, "127.0.0.1", port, grace))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from headrace.config.schema import Configuration
+
 _REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
@@ -22,6 +24,15 @@ class SecretError(Exception):
 def is_reference(text: str) -> bool:
     """Whether `text` has the form `env:NAME`."""
     return _REFERENCE.fullmatch(text) is not None
+
+
+def variables_of(configuration: Configuration) -> frozenset[str]:
+    """The names of all variables that a configuration refers to."""
+    references = [configuration.server.admin_key]
+    for provider in configuration.providers.values():
+        references += [provider.key, provider.access_key, provider.session_token]
+    found = [_REFERENCE.fullmatch(reference) for reference in references if reference is not None]
+    return frozenset(match[1] for match in found if match is not None)
 
 
 def resolve(reference: str, environ: Mapping[str, str]) -> str:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from headrace.gateway.keystore import KeyStore
-from headrace.protocol.errors import BudgetSpent
+from headrace.protocol.errors import BudgetSpent, Overloaded
 
 AHEAD = 16  # calls of the size asked for that a lease covers, so that most of them need no store
 CENT = 0.01  # dollars, the least that is asked for
+RETRY_AFTER = 1.0  # seconds
+
+log = logging.getLogger(__name__)
 
 
 class Wallet:
@@ -25,21 +31,30 @@ class Wallet:
         self._asking = asyncio.Lock()
 
     async def reserve(self, amount: float) -> None:
-        """Hold the most that a call may cost. Raises BudgetSpent; then nothing is held."""
+        """Hold the most that a call may cost. Raises BudgetSpent, and Overloaded where the store
+        cannot say what is left: nothing is spent unseen. Then nothing is held."""
         self._idle = False
         if self._left < amount:
             async with self._asking:
                 if self._left < amount:
                     least = amount - self._left
                     wanted = max(AHEAD * amount, CENT)
-                    granted = await asyncio.to_thread(
-                        self._store.lease, self._key_id, self._holder, least, wanted
-                    )
-                    self._left += granted
+                    self._left += await self._leased(least, wanted)
         if self._left < amount:
             raise BudgetSpent("The budget of this key does not cover this request.")
         self._left -= amount
         self._reserved += amount
+
+    async def _leased(self, least: float, wanted: float) -> float:
+        try:
+            return await asyncio.to_thread(
+                self._store.lease, self._key_id, self._holder, least, wanted
+            )
+        except SQLAlchemyError as error:
+            log.error("The budgets cannot be read: %s", error)
+            raise Overloaded(
+                "What is left of this key's budget cannot be read now.", retry_after=RETRY_AFTER
+            ) from error
 
     def settle(self, reserved: float, cost: float) -> None:
         """The call is over: it cost `cost`, and what was reserved beyond it is free again."""

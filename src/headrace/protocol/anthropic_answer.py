@@ -14,11 +14,12 @@ import msgspec
 
 from headrace.protocol.answer import Answer, Choice
 from headrace.protocol.blocks import Block, Blocks, Closed, Opened, Step
-from headrace.protocol.errors import HeadraceError
+from headrace.protocol.errors import BudgetSpent, HeadraceError
 from headrace.protocol.generation import Event, Finished, FinishReason, Usage
 from headrace.protocol.openai_answer import Identity
 
 OVERLOADED = 529  # Anthropic's status for it
+UNPAID = 402
 
 _encode = msgspec.json.Encoder().encode
 _STOPS: Mapping[FinishReason, str] = {
@@ -31,7 +32,7 @@ _STOPS: Mapping[FinishReason, str] = {
 }
 _ERRORS: Mapping[int, str] = {
     401: "authentication_error",
-    402: "billing_error",
+    UNPAID: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
@@ -43,7 +44,9 @@ _ERRORS: Mapping[int, str] = {
 
 
 def error_status(error: HeadraceError) -> int:
-    """The HTTP status of `error`: an overload has one of its own."""
+    """The HTTP status of `error`: an overload and a spent budget have their own."""
+    if isinstance(error, BudgetSpent):
+        return UNPAID
     return OVERLOADED if error.status == 503 else error.status
 
 

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 # A batch's lines go to these.
 BatchEndpoint = Literal[
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"
 ]
 BatchStatus = Literal[
     "validating",
@@ -120,12 +120,14 @@ def usage_of(body: dict[str, Any]) -> BatchUsage:
     if not isinstance(told, dict):
         return BatchUsage()
     into = _count(told, "input_tokens", "prompt_tokens")
+    read = _count(told, "cache_read_input_tokens")  # Anthropic's, beside its input tokens
+    into += read + _count(told, "cache_creation_input_tokens")
     out = _count(told, "output_tokens", "completion_tokens")
     cached = _details(told, "input_tokens_details", "prompt_tokens_details")
     reasoning = _details(told, "output_tokens_details", "completion_tokens_details")
     return BatchUsage(
         into,
-        InputDetails(_count(cached, "cached_tokens")),
+        InputDetails(_count(cached, "cached_tokens") + read),
         out,
         OutputDetails(_count(reasoning, "reasoning_tokens")),
         into + out,

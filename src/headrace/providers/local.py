@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,11 @@ class LocalProvider:
         settings: Engine,
         adapters: Mapping[str, Mapping[str, Path]] | None = None,
         draft: Path | None = None,
+        hidden: Collection[str] = (),
     ) -> None:
         """`adapters` are those of each model to begin with, by their references; `draft` is a
-        model that drafts tokens for all."""
+        model that drafts tokens for all; `hidden` are variables of the environment that no engine
+        gets."""
         self.name = LOCAL
         options = EngineOptions(
             backend=settings.backend,
@@ -102,7 +104,7 @@ class LocalProvider:
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         adapters = adapters or {}
-        self.spare = Spare(self.swaps)
+        self.spare = Spare(self.swaps, hidden)
         self.engines = {
             source: EngineProcess(path, options, adapters.get(source), self.spare)
             for source, path in models.items()

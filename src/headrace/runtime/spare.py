@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 LINE_LIMIT = 256 * 1024 * 1024  # bytes; a step's news of all requests is far below
@@ -32,8 +33,9 @@ class Worker:
         await self.process.wait()
 
 
-async def start_worker() -> Worker:
-    """Start a process; its channel takes messages at once. Raises OSError."""
+async def start_worker(hidden: Collection[str] = ()) -> Worker:
+    """Start a process without the `hidden` variables of the environment; its channel takes
+    messages at once. Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
         # first, so that a process that is there is never without its channel
@@ -46,6 +48,7 @@ async def start_worker() -> Worker:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env={name: value for name, value in os.environ.items() if name not in hidden},
             )
         except BaseException:
             writer.close()
@@ -54,10 +57,14 @@ async def start_worker() -> Worker:
 
 
 class Spare:
-    """At most one process without a model. `wanted` says whether to keep one."""
+    """At most one process without a model. `wanted` says whether to keep one, `hidden` which
+    variables of the environment none gets: secrets that are not for it."""
 
-    def __init__(self, wanted: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, wanted: Callable[[], bool] = lambda: False, hidden: Collection[str] = ()
+    ) -> None:
         self.wanted = wanted
+        self.hidden = hidden
         self.timer: asyncio.TimerHandle | None = None
         self.coming: asyncio.Task[Worker] | None = None
 
@@ -74,7 +81,7 @@ class Spare:
                 if worker.process.returncode is None:
                     return worker
                 await worker.end()
-        return await start_worker()
+        return await start_worker(self.hidden)
 
     def renew(self) -> None:
         """Start one soon, if one is wanted then and there is none."""
@@ -85,7 +92,7 @@ class Spare:
         """Start one, if one is wanted."""
         self.timer = None
         if self.wanted():
-            self.coming = asyncio.create_task(start_worker())
+            self.coming = asyncio.create_task(start_worker(self.hidden))
 
     async def close(self) -> None:
         """End the one that is there."""

@@ -51,6 +51,26 @@ async def test_a_failure_before_the_first_event_goes_to_the_next_attempt(
     assert (record.attempts[1].ttft is not None) == stream
 
 
+PREAMBLE = chunk({"role": "assistant", "content": ""})
+
+
+@pytest.mark.parametrize("ending", [Cut(), Stall()], ids=["cut", "silent"])
+async def test_a_preamble_is_no_first_token_so_the_next_attempt_may_still_answer(
+    first: FakeUpstream, second: FakeUpstream, tmp_path: Path, ending: Part
+) -> None:
+    first.answer(Script([PREAMBLE, b": ping\n\n", ending]))
+    second.answer(chat("from the second"))
+    settings = configured(tmp_path, first, second, timeouts=Timeouts(first_token=0.1))
+    async with (
+        running(settings) as gateway,
+        gateway.post({**SMART, "stream": True}) as response,
+    ):
+        text = await response.text()
+    assert "from the second" in text
+    assert text.count('"role":"assistant"') == 1
+    assert response.headers["x-headrace-model"] == "second"
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_an_answer_that_takes_too_long_to_begin_goes_to_the_next_attempt(
     first: FakeUpstream, second: FakeUpstream, tmp_path: Path, stream: bool

@@ -68,6 +68,21 @@ async def test_hanging_up_stops_the_upstream_and_the_record_says_cancelled(
     assert gateway.app.services.router.health.cooling() == {}
 
 
+async def test_any_number_of_clients_that_hang_up_say_nothing_of_the_upstream(
+    gateway: Running, first: FakeUpstream
+) -> None:
+    first.answer(PHASES["after the first token"])
+    for count in range(1, 13):
+        reader, writer = await connect(gateway)
+        writer.write(raw({**BODY, "stream": True, "temperature": 0}))
+        await reader.readuntil(b"Hel")
+        await hang_up(writer)
+        await first.received[count - 1].left.wait()
+        await gateway.idle()
+    assert gateway.app.services.router.health.illnesses() == []
+    assert {record.cache for record in await gateway.records()} == {"miss"}  # nothing was kept
+
+
 async def test_hanging_up_in_the_middle_of_the_body(gateway: Running, first: FakeUpstream) -> None:
     _, writer = await connect(gateway)
     writer.write(raw(BODY, announced=1000))

@@ -1,7 +1,8 @@
-"""docs/api.md and docs/records.md name what there is."""
+"""docs/api.md, docs/records.md and docs/protections.md name what there is."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def test_every_path_is_told(path: str) -> None:
 @pytest.mark.parametrize("field", sorted({*GenerationRequest.__struct_fields__} - OTHERWISE))
 def test_every_field_of_a_generation_is_told(field: str) -> None:
     assert f"`{field}`" in (DOCS / "api.md").read_text()
+
+
+def test_every_protection_has_its_tests() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "protections.md").read_text()))
+    tests = [path.read_text() for path in (DOCS.parent / "tests").rglob("test_*.py")]
+    assert named - {name for text in tests for name in re.findall(r"def (test_\w+)", text)} == set()
 
 
 def test_every_metric_of_an_engine_is_told() -> None:

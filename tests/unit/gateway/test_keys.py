@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from headrace.config.schema import Limits, Match, Model, Price, Route
+from headrace.config.schema import (
+    Configuration,
+    Engine,
+    Limits,
+    Log,
+    Match,
+    Model,
+    Price,
+    Route,
+    Timeouts,
+)
 from headrace.gateway.door import Door
 from headrace.gateway.keyring import Keyring
 from headrace.gateway.keystore import Key, KeyStore
 from headrace.protocol.errors import HeadraceError
-from tests.fakes.gateway import Running, configured, running
+from tests.fakes.gateway import COMPLETIONS, Running, configured, running
 from tests.fakes.upstream import FakeUpstream, Gate, Script, Stall, chat, failing
 
 ASKED: dict[str, Any] = {
@@ -243,6 +254,81 @@ async def test_a_call_that_does_not_end_well_gives_back_what_it_did_not_use(
         else:
             assert await asking == 502
         assert await status(gateway, good) == 200
+
+
+async def test_a_key_pays_for_the_failed_attempts_of_its_calls_too(
+    first: FakeUpstream, second: FakeUpstream, tmp_path: Path
+) -> None:
+    """The one that was silent has read the prompt, and bills it."""
+    secret = made(tmp_path, budget=1.0)
+    first.answer(Script([Stall()]))
+    timeouts = Timeouts(first_token=0.05, whole=0.05)
+    async with running(configured(tmp_path, first, second, timeouts=timeouts)) as gateway:
+        assert await status(gateway, {"authorization": f"Bearer {secret}"}) == 200
+        (record,) = await gateway.records()
+        failed, served = record.attempts
+        assert failed.usage is not None
+        assert (failed.usage.prompt_tokens, failed.usage.provenance) == (1, "estimated")
+        assert served.usage is not None
+        assert served.usage.provenance == "provider"
+        assert record.cost == (failed.cost or 0) + (served.cost or 0)
+        store = gateway.app.services.keyring.opened()
+        async with asyncio.timeout(5):
+            while not any(key.spent == pytest.approx(record.cost) for key in store.every()):
+                await asyncio.sleep(0.02)
+
+
+async def test_where_the_budgets_cannot_be_read_nothing_is_spent_and_others_go_on(
+    first: FakeUpstream, tmp_path: Path
+) -> None:
+    free = made(tmp_path, "free")
+    async with keyed(tmp_path, first, budget=1.0) as (gateway, good):
+        with contextlib.closing(sqlite3.connect(tmp_path / "keys.db")) as database:
+            database.execute("ALTER TABLE leases RENAME TO gone")
+            async with gateway.post(ASKED, **good) as response:
+                assert response.status == 503
+                assert response.headers["retry-after"] == "1"
+            assert first.received == []
+            assert await status(gateway, {"authorization": f"Bearer {free}"}) == 200
+            database.execute("ALTER TABLE gone RENAME TO leases")
+        assert await status(gateway, good) == 200
+
+
+async def test_a_flood_of_unknown_keys_never_reaches_the_store(
+    first: FakeUpstream, tmp_path: Path
+) -> None:
+    async with keyed(tmp_path, first) as (gateway, good):
+        with contextlib.closing(sqlite3.connect(tmp_path / "keys.db")) as database:
+            database.execute("ALTER TABLE keys RENAME TO gone")
+            for number in range(200):
+                assert await status(gateway, {"authorization": f"Bearer hr-{number}"}) == 401
+            assert await status(gateway, good) == 200
+
+
+async def test_a_tenant_cannot_tell_from_cache_or_prefix_what_another_asked(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """Neither headers nor usage say so, and what is computed again takes as long as the first."""
+    keys = {name: {"authorization": f"Bearer {made(tmp_path, name)}"} for name in ("a", "b")}
+    settings = Configuration(
+        engine=Engine(backend="reference", kv_tokens=2048),
+        models={"tiny": Model(source="tiny")},
+        log=Log(directory=str(tmp_path)),
+    )
+    asked = {"model": "tiny", "prompt": "a secret " * 30, "max_tokens": 2, "temperature": 0}
+    async with running(settings, {"tiny": tiny}) as gateway:
+
+        async def seen(name: str, cache: str) -> tuple[str, int]:
+            headers = {**keys[name], "x_headrace_cache": cache}
+            async with gateway.post(asked, COMPLETIONS, **headers) as response:
+                usage = (await response.json())["usage"]
+                told = usage["prompt_tokens_details"]["cached_tokens"]
+                return response.headers["x-headrace-cache"], told
+
+        assert await seen("a", "on") == ("miss", 0)
+        assert (await seen("a", "on"))[0] == "hit"
+        assert (await seen("a", "off"))[1] > 0
+        assert await seen("b", "on") == ("miss", 0)
 
 
 async def test_an_answer_without_a_bound_gets_one_where_the_key_has_a_budget(

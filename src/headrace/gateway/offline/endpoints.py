@@ -30,6 +30,7 @@ from headrace.protocol.errors import (
     RateLimited,
 )
 from headrace.protocol.json import decode_object
+from headrace.protocol.openai import convert
 from headrace.protocol.openai_batches import Batch, BatchEndpoint, File, list_body
 
 JSON = "application/json"
@@ -43,13 +44,19 @@ Tag = Annotated[str, Meta(max_length=64)]
 Value = Annotated[str, Meta(max_length=512)]
 
 
-class BatchWish(Struct, frozen=True):
+class NewBatch(Struct, frozen=True):
     """The batch that is asked for."""
 
     input_file_id: str
     endpoint: BatchEndpoint
     completion_window: Literal["24h"]
     metadata: Annotated[dict[Tag, Value], Meta(max_length=16)] | None = None
+
+
+class FileForm(Struct):
+    """The fields of a form with a file."""
+
+    purpose: Literal["batch"]
 
 
 class FilesPage(Struct, frozen=True):
@@ -104,8 +111,7 @@ class Offline:
 
     async def _stored(self, form: Form, tenant: str) -> File:
         settings, now = self._services.configuration.files, int(self._services.wall())
-        if form.get("purpose") != "batch":
-            raise InvalidField("purpose", "expected 'batch'.")
+        convert(dict(form.fields), FileForm)
         upload = form.upload("file")
         if upload.size > settings.max_bytes:
             raise BodyTooLarge(f"The file is over the limit of {settings.max_bytes} bytes.")
@@ -268,9 +274,9 @@ def _kept(form: Form) -> int:
         raise InvalidField("expires_after[seconds]", f"{error}.") from None
 
 
-def _wished(fields: dict[str, Any]) -> BatchWish:
+def _wished(fields: dict[str, Any]) -> NewBatch:
     try:
-        return msgspec.convert(fields, BatchWish)
+        return msgspec.convert(fields, NewBatch)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
 

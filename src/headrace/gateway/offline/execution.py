@@ -35,6 +35,7 @@ from headrace.gateway.offline.lines import (
 from headrace.gateway.offline.store import KEPT, OfflineStore
 from headrace.gateway.pipeline import Generations
 from headrace.gateway.services import Services
+from headrace.protocol.anthropic_answer import OVERLOADED
 from headrace.protocol.errors import AuthenticationRequired, BudgetSpent, ModelNotFound
 from headrace.protocol.generation import Endpoint
 from headrace.protocol.openai_batches import (
@@ -252,7 +253,9 @@ class Execution:
             answer = await ask(self._endpoint, line.body, holder, self._turns, self._halt)
             if answer is None or answer.status < 400:
                 return answer
-            later = answer.status == 503 or (answer.status == 429 and answer.code != SPENT)
+            later = answer.status in (503, OVERLOADED) or (
+                answer.status == 429 and answer.code != SPENT
+            )
             if not later:
                 failures += 1
                 if answer.status < 500 or failures == TRIES:

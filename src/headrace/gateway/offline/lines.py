@@ -23,6 +23,7 @@ ENDPOINTS: dict[BatchEndpoint, Endpoint] = {
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
+    "/v1/messages": "messages",
 }
 
 

@@ -62,6 +62,10 @@ _batch = msgspec.json.Decoder(Batch).decode
 Change = Callable[[Batch], Batch]
 
 
+SWEPT = 1000  # batches that are looked at in one sweep
+REMEMBERED = KEPT + 2 * 86_400  # seconds that a batch is known: its window, and its files' time
+
+
 class Full(Exception):
     """A tenant has as much as it may have."""
 
@@ -133,12 +137,21 @@ class OfflineStore:
         return found
 
     def sweep(self) -> None:
-        """Forget files that have expired, and the bytes of uploads that never became files."""
+        """Forget files that have expired, the batches whose files have all expired, and the bytes
+        of uploads that never became files."""
         now = self._wall()
         expired = select(_files.id).where(_files.expires_at <= now)
+        ended = select(_batches.sequence, _batches.body).where(_batches.live.is_(False))
+        oldest = ended.order_by(_batches.sequence).limit(SWEPT)
         with locked(self._engine) as connection:
             gone = [row.id for row in connection.execute(expired)]
             connection.execute(delete(files_table).where(_files.id.in_(gone)))
+            over = [
+                row.sequence
+                for row in connection.execute(oldest)
+                if _batch(row.body).created_at <= now - REMEMBERED
+            ]
+            connection.execute(delete(batches_table).where(_batches.sequence.in_(over)))
         for file_id in gone:
             self.path(file_id).unlink(missing_ok=True)
         for left in self.folder.glob(".upload-*"):

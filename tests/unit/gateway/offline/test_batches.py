@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,24 @@ from headrace.config.schema import Batches, Configuration, Files, Log, Model
 from headrace.gateway.keystore import Key, KeyStore
 from headrace.providers.local import LocalProvider
 from tests.fakes.gateway import Running, configured, running
-from tests.fakes.upstream import FakeUpstream, Gate, Script, chat, failing
+from tests.fakes.upstream import (
+    JSON,
+    FakeUpstream,
+    Gate,
+    Script,
+    chat,
+    completions,
+    failing,
+)
 
 CHAT: Any = "/v1/chat/completions"
+VECTOR = Script(
+    [
+        b'{"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [1.0]}],'
+        b'"usage": {"prompt_tokens": 7, "total_tokens": 7}}'
+    ],
+    headers=JSON,
+)
 
 
 def line(name: str, **fields: Any) -> dict[str, Any]:
@@ -94,6 +110,53 @@ async def test_a_batch_answers_every_line_and_tells_usage_and_failures(
         records = await gateway.records()
         ids = {one["response"]["request_id"] for one in [*answers, failure]}
         assert {record.id for record in records} == ids
+
+
+BODIES: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "/v1/completions": ({"prompt": "Hi"}, completions("A"), "text_completion"),
+    "/v1/embeddings": ({"input": "Hi"}, VECTOR, "list"),
+    "/v1/responses": ({"input": "Hi"}, chat("A"), "response"),
+    "/v1/messages": (
+        {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5},
+        chat("A"),
+        "message",
+    ),
+}
+
+
+@pytest.mark.parametrize("url", BODIES)
+async def test_a_batch_goes_to_every_endpoint(
+    first: FakeUpstream, tmp_path: Path, url: str
+) -> None:
+    body, script, kind = BODIES[url]
+    busy = failing(429, headers={"retry-after": "0"})
+    first.answer(busy, failing(503, headers={"retry-after": "0"}), script)
+    asked = {"custom_id": "a", "method": "POST", "url": url, "body": {"model": "smart", **body}}
+    settings = replace(configured(tmp_path, first), batches=Batches(concurrency=1))
+    async with running(settings) as gateway, of(gateway) as client:
+        batch = await ended(client, await submitted(client, jsonl(asked), url))
+        assert batch.status == "completed"
+        (one,) = await lines_of(client, batch.output_file_id)
+        said = one["response"]["body"]
+        assert said.get("object", said.get("type")) == kind
+        assert batch.usage.input_tokens == 7
+        assert batch.usage.total_tokens == said["usage"].get("total_tokens", 9)
+
+
+async def test_a_batch_is_known_until_its_files_are_gone(
+    first: FakeUpstream, tmp_path: Path
+) -> None:
+    async with running(configured(tmp_path, first)) as gateway, of(gateway) as client:
+        batch = await ended(client, await submitted(client, jsonl(line("a"))))
+        store, now = gateway.app.runner._store, gateway.app.services.wall()
+        for days, files, known in ((29, 2, True), (31, 0, True), (33, 0, False)):
+            gateway.app.services.wall = partial(float, now + days * 86_400)
+            await asyncio.to_thread(store.sweep)
+            assert len([one for one in store.folder.iterdir() if one.name[0] != "."]) == files
+            if known:
+                assert (await client.batches.retrieve(batch.id)).status == "completed"
+        with pytest.raises(openai.NotFoundError):
+            await client.batches.retrieve(batch.id)
 
 
 async def test_every_bad_line_is_told_with_its_number_and_field(
@@ -252,14 +315,17 @@ async def test_a_batch_whose_key_is_revoked_stops(first: FakeUpstream, tmp_path:
         assert found.errors.data[0].code == "invalid_api_key"
 
 
+@pytest.mark.parametrize(
+    ("url", "kind"), [(CHAT, "insufficient_quota"), ("/v1/messages", "billing_error")]
+)
 async def test_a_key_out_of_money_gets_its_lines_back_unanswered(
-    first: FakeUpstream, tmp_path: Path
+    first: FakeUpstream, tmp_path: Path, url: str, kind: str
 ) -> None:
     secret = made(tmp_path, "poor", budget=0.0)
     async with running(configured(tmp_path, first)) as gateway, of(gateway, secret) as client:
-        batch = await ended(client, await submitted(client, jsonl(line("a"))))
+        batch = await ended(client, await submitted(client, jsonl({**line("a"), "url": url}), url))
         (error,) = await lines_of(client, batch.error_file_id)
-        assert error["response"]["body"]["error"]["code"] == "insufficient_quota"
+        assert error["response"]["body"]["error"]["type"] == kind
         assert first.received == []
 
 

@@ -41,6 +41,9 @@ from .sources import outdated
 
 LANES = 16
 SUPPORTS = BASIC | {
+    "Activate",
+    "AddEmbedding",
+    "AddEmbedding.offset",
     "Attention.cap",
     "Attention.causal",
     "Attention.sinks",
@@ -51,8 +54,12 @@ SUPPORTS = BASIC | {
     "Logits.scale",
     "Norm.accumulate",
     "Norm.add_scale",
+    "Norm.bias",
+    "Norm.kind",
     "NormHeads",
     "NormHeads.whole",
+    "Pool",
+    "Result",
     "Rope.scale",
 }
 
