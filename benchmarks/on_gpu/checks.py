@@ -21,6 +21,7 @@ from headrace.runtime.backends.base import Batch, Edits, KVLayout, KVType, Masks
 from headrace.runtime.backends.cuda import CUDABackend, found_device
 from headrace.runtime.backends.cuda.products import LEVELS, multiply, ways
 from headrace.runtime.backends.cuda.sampling import sample
+from headrace.runtime.backends.cuda.staging import Staging
 from headrace.runtime.backends.cuda.weights import upload
 from headrace.runtime.backends.devices import interpreted
 from headrace.runtime.models.architecture import Architecture, Experts, Rope
@@ -240,7 +241,7 @@ def product_error(format: str) -> float:
     tensor = random_tensor(np.random.default_rng(1), format, 96, 1024)
     truth = torch.from_numpy(tensor.float32()).double()
     on = found_device()
-    weight = upload([tensor], on.dtype, on.device)
+    weight = upload([tensor], on.dtype, Staging(on.device))
     worst = 0.0
     for level in LEVELS[:1] if interpreted() else LEVELS:
         source = torch.randn(level, 1024, dtype=on.dtype, device=on.device)

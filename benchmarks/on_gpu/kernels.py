@@ -12,6 +12,7 @@ from headrace.runtime.backends.cuda import CUDABackend, device_choices, found_de
 from headrace.runtime.backends.cuda.choices import EventTimer
 from headrace.runtime.backends.cuda.products import LEVELS, chosen, multiply
 from headrace.runtime.backends.cuda.sampling import sample
+from headrace.runtime.backends.cuda.staging import Staging
 from headrace.runtime.backends.cuda.weights import DeviceWeight, upload
 from headrace.runtime.models.architecture import Architecture
 from headrace.runtime.weights.tensor import Tensor
@@ -41,7 +42,7 @@ def products(run: Run) -> Iterator[Line]:
                 continue
             seen.add((outputs, inputs, format))
             tensor = random_tensor(random, format, outputs, inputs)
-            weight = upload([tensor], on.dtype, on.device)
+            weight = upload([tensor], on.dtype, Staging(on.device))
             for level in LEVELS if on.device.type == "cuda" else LEVELS[:1]:
                 taken = chosen(weight, level, on.processors, on.dtype, choices)
                 source = torch.randn(level, inputs, dtype=on.dtype, device=on.device)

@@ -12,6 +12,10 @@ QuantizationOption = Annotated[
     Quantization | None,
     typer.Option(help="Round float weights to so many bits when they are loaded."),
 ]
+OffloadOption = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Host memory for KV that a GPU gives away, as 16GiB."),
+]
 TensorParallelOption = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Share the model among so many GPUs of this machine."),

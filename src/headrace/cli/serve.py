@@ -21,8 +21,14 @@ import headrace
 from headrace import app as platform
 from headrace.cli.configuration import changed, choose
 from headrace.cli.errors import CommandError, one_line
-from headrace.cli.options import KVOption, QuantizationOption, TensorParallelOption
+from headrace.cli.options import (
+    KVOption,
+    OffloadOption,
+    QuantizationOption,
+    TensorParallelOption,
+)
 from headrace.cli.progress import shown
+from headrace.config.check import SIZE_EXPECTED
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import SecretError
@@ -63,6 +69,7 @@ def serve(  # noqa: PLR0913 (each is an option)
     ] = None,
     quantization: QuantizationOption = None,
     kv: KVOption = None,
+    kv_offload: OffloadOption = None,
     draft: Annotated[
         str | None,
         typer.Option(metavar="REF", help="A smaller model of the same vocabulary, to speed up."),
@@ -85,11 +92,15 @@ def serve(  # noqa: PLR0913 (each is an option)
     def read() -> Loaded:
         chosen = choose(config, model)
         chosen = _rounded(_with_address(chosen, host, port), quantization, kv)
-        asked = {"draft": draft, "tensor_parallel": tensor_parallel}
+        asked = {"draft": draft, "tensor_parallel": tensor_parallel, "kv_offload": kv_offload}
         given = {name: value for name, value in asked.items() if value is not None}
         if not given:
             return chosen
         engine = replace(chosen.configuration.engine, **given)
+        try:
+            _ = engine.kv_offload_bytes
+        except ValueError:
+            raise CommandError(f"--kv-offload {kv_offload}: {SIZE_EXPECTED}.") from None
         return changed(chosen, replace(chosen.configuration, engine=engine))
 
     loaded = read()

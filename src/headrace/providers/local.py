@@ -97,6 +97,7 @@ class LocalProvider:
             threads=settings.threads,
             kv_tokens=settings.kv_tokens if len(models) == 1 else settings.kv_tokens or KV_TOKENS,
             memory=settings.memory_bytes,
+            kv_offload=settings.kv_offload_bytes,
             kv_dtype=settings.kv,
             quantization=settings.quantization,
             draft=draft,

@@ -22,9 +22,10 @@ from types import TracebackType
 
 from .adapters import Adapters
 from .admission import MAX_RANKED, admit, encode
-from .backends.base import Backend, Filling, KVLayout, KVType
+from .backends.base import Backend, Filling, KVLayout, KVType, Offloads
 from .backends.choice import choose, choose_for_ranks
 from .grammar import Grammars
+from .hostcache import HostBlocks
 from .kvcache import BlockPool
 from .layout import Layout
 from .loop import Loop
@@ -90,7 +91,10 @@ class Engine:
         self.limits = options.limits
         self.clock = clock
         self.pool = BlockPool(
-            backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
+            backend.kv.blocks,
+            backend.kv.block_size,
+            share_prefixes=options.share_prefixes,
+            host=host_blocks(backend),
         )
         pace = Pace()
         self.scheduler = Scheduler(self.pool, self.limits, pace)
@@ -125,9 +129,14 @@ class Engine:
         if options.draft is not None and options.speculation:  # first: the model takes what is left
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
         program = decoder_program(checkpoint.architecture)
-        kv = replace(kv, filling=filling(options, checkpoint.architecture))
+        kept = options.kv_offload if options.tensor_parallel == 1 else 0
+        kv = replace(kv, filling=filling(options, checkpoint.architecture), host_bytes=kept)
         backend = load(program, checkpoint.weights, kv)
-        return cls(checkpoint, backend, options, draft=draft)
+        engine = cls(checkpoint, backend, options, draft=draft)
+        if options.kv_offload and engine.pool.host is None:
+            engine.close()
+            raise ValueError("kv_offload: expected a model on one GPU (backend cuda)")
+        return engine
 
     @property
     def backend(self) -> Backend:
@@ -288,6 +297,7 @@ class Engine:
 
     def counters(self) -> Counters:
         """The engine's state in numbers."""
+        host = self.pool.host
         return Counters(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
@@ -300,6 +310,10 @@ class Engine:
             generated_tokens=self.generated_tokens,
             cancelled=self.cancelled,
             preempted=self.scheduler.preempted,
+            kv_offloaded=0 if host is None else host.offloaded,
+            kv_fetched=0 if host is None else host.fetched,
+            kv_host_used=0 if host is None else host.used,
+            kv_host_total=0 if host is None else host.blocks,
             drafted=self.speculator.drafted if self.speculator else 0,
             accepted=self.speculator.accepted if self.speculator else 0,
             adapters=len(self.adapters.named),
@@ -320,6 +334,13 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def host_blocks(backend: Backend) -> HostBlocks | None:
+    """The KV blocks that a backend keeps in host memory as well, where it does."""
+    if isinstance(backend, Offloads) and backend.host_blocks:
+        return HostBlocks(backend.host_blocks, backend.copy_blocks)
+    return None
 
 
 def filling(options: EngineOptions, model: Architecture) -> Filling | None:

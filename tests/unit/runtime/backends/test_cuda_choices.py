@@ -14,7 +14,9 @@ from triton.runtime.errors import OutOfResources
 from headrace.runtime.backends import cuda, reference
 from headrace.runtime.backends.base import KVLayout
 from headrace.runtime.backends.cuda.choices import Choices, driver, measured_on, read
-from headrace.runtime.backends.cuda.products import FEW, LEVELS, PIECE
+from headrace.runtime.backends.cuda.products import FEW, LEVELS, PIECE, multiply
+from headrace.runtime.backends.cuda.staging import Staging
+from headrace.runtime.backends.cuda.weights import upload
 from tests.fakes.programs import flat_batch, linear_program, random_tensor
 
 WAYS = [("likely", 1), ("other", 2), ("third", 3)]
@@ -163,3 +165,15 @@ def test_the_driver_is_read_where_it_says_its_version(tmp_path: Path) -> None:
     assert driver(path) == "driver unknown"
     path.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue\nGCC version:")
     assert driver(path) == "driver 580.159.04"
+
+
+@pytest.mark.parametrize("format", ["BF16", "Q6_K", "E4M3"])
+def test_the_library_multiplies_packed_weights_once_they_are_widened(format: str) -> None:
+    tensor = random_tensor(np.random.default_rng(3), format, 40, 512)
+    on = cuda.found_device()
+    weight = upload([tensor], on.dtype, Staging(on.device, piece=1000))
+    source, bias = torch.randn(5, 512), torch.randn(40)
+    out = torch.full((5, 40), torch.nan)
+    multiply(None, source, weight, bias, out)
+    expected = source @ torch.from_numpy(tensor.float32()).T + bias
+    torch.testing.assert_close(out, expected)

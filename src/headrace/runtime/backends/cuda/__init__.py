@@ -6,7 +6,7 @@ kernels run on a CPU, interpreted and slow, in float32: to be tested against the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import triton
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Pending, Place, Sampled
+from ..base import Batch, Float32, KVLayout, Move, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
 from .attention import PROGRAMS, query_block
@@ -26,10 +26,12 @@ from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
 from .group import Ranks
+from .hostkv import Copied, HostKV
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running, memory_errors
+from .staging import Staging
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -94,10 +96,12 @@ class CUDABackend:
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
             device_choices(on) if choices is None else choices,
+            Staging(on.device),
             on.group,
             on.multiplies_fp8 and not on.invariant,
             on.invariant,
         )
+        self.host = HostKV(self.model) if kv.host_bytes else None
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
         self.attentions = [op for op in program.ops if isinstance(op, Attention)]
@@ -105,6 +109,7 @@ class CUDABackend:
         self.generation = self.arena.generation
         self.graphs = Graphs([compile_op(op, self.model) for op in fused(program)], on.device)
         self.model.choices.close()
+        self.model.staging.close()
         self.make_room(FEWEST_ROWS)
 
     def resize(self, blocks: int) -> None:
@@ -236,8 +241,22 @@ class CUDABackend:
         """Release an adapter. Raises ValueError where there is none of this number."""
         self.model.adapters.drop(number)
 
+    @property
+    def host_blocks(self) -> int:
+        """KV blocks that are kept in host memory as well."""
+        return 0 if self.host is None else self.host.blocks
+
+    def copy_blocks(self, moves: Sequence[Move]) -> Copied:
+        """Begin copies of KV blocks to host memory and back. Raises MemoryError, ValueError."""
+        if self.host is None:
+            raise ValueError("there are no KV blocks in host memory")
+        return self.host.copy(moves)
+
     def close(self) -> None:
         """Release weights and KV."""
+        if self.host is not None:
+            self.host.close()
+            self.host = None
         self.graphs.forget()
         self.graphs.launches = ()
         self.model.uploaded.clear()
@@ -268,7 +287,7 @@ def load(
     with memory_errors():
         if kv.filling is None or meter is None:
             return CUDABackend(program, weights, kv, on)
-        backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
+        backend = CUDABackend(program, weights, replace(kv, blocks=kv.filling.sequences), on)
         blocks = blocks_that_fit(backend.model, backend.run, kv.filling, meter)
         backend.resize(blocks if on.group is None else on.group.least(blocks))
         return backend

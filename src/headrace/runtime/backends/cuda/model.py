@@ -18,6 +18,7 @@ from .choices import Choices
 from .float8 import Coded
 from .group import Ranks
 from .inputs import Step
+from .staging import Staging
 from .weights import DeviceWeight, upload
 
 Launch = Callable[[Step], None]
@@ -36,6 +37,7 @@ class Model:
     adapters: Adapters
     cache: Cache
     choices: Choices
+    staging: Staging
     group: Ranks | None = None  # of a program's part: those who have the others
     multiplies_fp8: bool = False  # whether the chip's tensor cores do
     invariant: bool = False  # a row's bits do not depend on how many rows there are
@@ -65,7 +67,7 @@ class Model:
         """These weights as one on the device; each set is uploaded once."""
         if names not in self.uploaded:
             self.uploaded[names] = upload(
-                [self.weights[name] for name in names], self.dtype, self.device
+                [self.weights[name] for name in names], self.dtype, self.staging
             )
         return self.uploaded[names]
 
