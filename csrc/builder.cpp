@@ -24,15 +24,18 @@ CacheShape cache_shape(const ModelShape& shape, const Kernels& kernels, bool exa
   return {entry, shape.block_size, shape.head_size, shape.kv_heads};
 }
 
-bool all_packed(const LinearOp& op) {
-  return std::all_of(op.parts.begin(), op.parts.end(), [](const LinearPart& part) { return part.weight->packed; });
+bool is_float(Format format) { return size_of(format).values == 1; }
+
+bool all_brains(const LinearOp& op) {
+  return std::all_of(op.parts.begin(), op.parts.end(), [](const LinearPart& part) { return part.weight->brains; });
 }
 
 // Whether panel i of the first part and panel i of the second make 16 gated columns.
 bool two_halves(const LinearOp& op) {
-  if (op.parts.size() != 2 || !op.bias.empty() || !all_packed(op)) return false;
+  if (op.parts.size() != 2 || !op.bias.empty() || !all_brains(op)) return false;
   const Weight &gate = *op.parts[0].weight, &up = *op.parts[1].weight;
-  return gate.kind == up.kind && gate.rows == up.rows && gate.rows % kPanelRows == 0;
+  const bool alike = gate.packed ? up.packed && gate.kind == up.kind : gate.format == up.format;
+  return alike && gate.rows == up.rows && gate.rows % kPanelRows == 0;
 }
 
 bool writes(const Op& op, const Buffer* buffer) {
@@ -186,7 +189,9 @@ void Model::add_linear(Buffer& out, Buffer& source, const std::vector<std::size_
     Weight& part = weight(index);
     require(part.columns == source.width, "linear: a weight's columns are not the source's width");
     pack(part);
-    bytes = bytes || part.packed;
+    part.brains = kernels_.brain_panels && !exact_ && (part.packed || (is_float(part.format) && part.columns % kBlock == 0));
+    bytes = bytes || part.packed || part.brains;
+    source.codes_read = source.codes_read || part.packed;
     op.parts.push_back({&part, column});
     column += part.rows;
   }
@@ -348,8 +353,8 @@ void Model::fuse_gates() {
     if (linear->source == gate->out) continue;  // its rows would be overwritten while they are read
     const bool only = std::all_of(ops_.begin(), ops_.end(), [&](const Op& op) {
       const auto* reader = std::get_if<LinearOp>(&op);
-      const bool packed = (reader && all_packed(*reader)) || std::get_if<AdaptOp>(&op);
-      return (!reads(op, gate->out) || packed) && (!reads(op, gate->source) || std::get_if<GateOp>(&op));
+      const bool brains = (reader && all_brains(*reader)) || std::get_if<AdaptOp>(&op);
+      return (!reads(op, gate->out) || brains) && (!reads(op, gate->source) || std::get_if<GateOp>(&op));
     });
     if (!only) continue;
     linear->gated = gate->out;
@@ -382,7 +387,8 @@ std::map<std::string, std::string> Model::kernel_names() const {
     if (const auto* linear = std::get_if<LinearOp>(&op)) {
       for (const LinearPart& part : linear->parts) {
         const std::string format = size_of(part.weight->format).name;
-        names["linear " + format] = part.weight->packed ? kernels_.integer : level + "-float32";
+        const std::string floats = (part.weight->brains ? "amx-bf16 for prompts, " : "") + level + "-float32";
+        names["linear " + format] = part.weight->packed ? kernels_.integer : floats;
       }
     }
   }

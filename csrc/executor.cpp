@@ -20,6 +20,7 @@ std::size_t chunks(std::size_t count, std::size_t size) { return (count + size -
 
 void Model::encode(const Buffer& buffer, std::size_t row, std::size_t first, std::size_t last) const {
   const bool given = by_token(buffer) && step_.given[row];
+  if (!given && !buffer.codes_read) return;  // floats alone are read
   const auto quantise = given ? kernels_.round_to_brain : kernels_.quantise;
   quantise(buffer.row(row) + first, (last - first) / kBlock, buffer.activations(), row, first / kBlock);
 }

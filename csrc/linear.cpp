@@ -37,6 +37,19 @@ std::size_t rows_together(std::size_t rows, std::size_t width, std::size_t membe
   return std::max(kUnitRows, chunks(chunks(rows, std::max<std::size_t>(count, 1)), kUnitRows) * kUnitRows);
 }
 
+// Panel `i` of a job: a weight's rows from `at` on.
+void set_panel(BrainPanels& job, int i, const Weight& weight, std::size_t at) {
+  if (weight.packed) {
+    job.panels[i] = weight.packed + at / kPanelRows * weight.panel_bytes();
+    return;
+  }
+  const std::size_t first = std::min(at, weight.rows);
+  job.panels[i] = weight.data + first * weight.stride();
+  job.floats.format = weight.format;
+  job.floats.stride = weight.stride();
+  job.floats.rows[i] = static_cast<int>(std::min<std::size_t>(kPanelRows, weight.rows - first));
+}
+
 }  // namespace
 
 std::size_t Model::linear_tasks(const LinearOp& op) const {
@@ -61,8 +74,8 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
     const std::size_t count = std::min({last - task, units(weight) - unit, close});
     const Columns columns = {part, unit * kUnitRows, std::min((unit + count) * kUnitRows, weight.rows)};
     const auto multiply = [&](RowRange range, bool given) {
-      if (!weight.packed) return in_floats(op, columns, range, member);
-      given ? in_brains(op, columns, range, member) : in_integers(op, columns, range, member);
+      if (given && weight.brains) return in_brains(op, columns, range, member);
+      weight.packed ? in_integers(op, columns, range, member) : in_floats(op, columns, range, member);
     };
     if (!by_token(*op.source)) {
       multiply({begin, end}, false);
@@ -81,18 +94,20 @@ void Model::in_brains(const LinearOp& op, const Columns& columns, RowRange rows,
   const Weight& weight = *columns.part->weight;
   for (std::size_t at = columns.begin; at < columns.end; at += kUnitRows) {
     const std::size_t column = columns.part->column + at;
-    const std::uint8_t* panel = weight.packed + at / kPanelRows * weight.panel_bytes();
-    kernels_.brain_panels({.kind = weight.kind,
-                           .panels = {panel, panel + weight.panel_bytes()},
-                           .source = op.source->activations(),
-                           .begin = rows.begin,
-                           .end = rows.end,
-                           .out = op.out->floats.as<float>() + column,
-                           .stride = op.out->width,
-                           .cols = static_cast<int>(std::min(kUnitRows, columns.end - at)),
-                           .bias = op.bias.empty() ? nullptr : op.bias.data() + column,
-                           .gated = {}},
-                          scratch_of(member));
+    BrainPanels job = {.kind = weight.kind,
+                       .panels = {},
+                       .floats = {},
+                       .source = op.source->activations(),
+                       .begin = rows.begin,
+                       .end = rows.end,
+                       .out = op.out->floats.as<float>() + column,
+                       .stride = op.out->width,
+                       .cols = static_cast<int>(std::min(kUnitRows, columns.end - at)),
+                       .bias = op.bias.empty() ? nullptr : op.bias.data() + column,
+                       .gated = {}};
+    set_panel(job, 0, weight, at);
+    set_panel(job, 1, weight, at + kPanelRows);
+    kernels_.brain_panels(job, scratch_of(member));
   }
 }
 
@@ -101,18 +116,20 @@ void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange
   const Weight &gate = *op.parts[0].weight, &up = *op.parts[1].weight;
   if (columns.part != op.parts.data()) return;
   for (std::size_t at = columns.begin; at < columns.end; at += kPanelRows) {
-    const std::size_t offset = at / kPanelRows * gate.panel_bytes();
-    kernels_.brain_panels({.kind = gate.kind,
-                           .panels = {gate.packed + offset, up.packed + offset},
-                           .source = op.source->activations(),
-                           .begin = rows.begin,
-                           .end = rows.end,
-                           .out = nullptr,
-                           .stride = 0,
-                           .cols = 2 * kPanelRows,
-                           .bias = nullptr,
-                           .gated = {op.gated->activations(), at, op.gate}},
-                          scratch_of(member));
+    BrainPanels job = {.kind = gate.kind,
+                       .panels = {},
+                       .floats = {},
+                       .source = op.source->activations(),
+                       .begin = rows.begin,
+                       .end = rows.end,
+                       .out = nullptr,
+                       .stride = 0,
+                       .cols = 2 * kPanelRows,
+                       .bias = nullptr,
+                       .gated = {op.gated->activations(), at, op.gate}};
+    set_panel(job, 0, gate, at);
+    set_panel(job, 1, up, at);
+    kernels_.brain_panels(job, scratch_of(member));
   }
 }
 

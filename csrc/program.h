@@ -23,6 +23,7 @@ struct Weight {
   const std::uint8_t* data;
   const std::uint8_t* packed = nullptr;  // panels; null where the weight is read as it lies
   PanelKind kind{};
+  bool brains = false;  // rows of given tokens are multiplied in bfloat16: packed, or floats as they lie
   std::vector<float> floats;  // the values of a vector (norm weight, bias), float32
 
   std::size_t stride() const { return row_bytes(format, columns); }
@@ -37,7 +38,8 @@ struct Weight {
 // bytes or bfloat16.
 struct Buffer {
   std::size_t width;
-  bool bytes = false;  // an integer kernel reads it
+  bool bytes = false;  // kernels read its rows in bytes or bfloat16
+  bool codes_read = false;  // an integer kernel is one of them
   bool pooled = false;  // one row a sequence
   Region floats;
   Region codes;

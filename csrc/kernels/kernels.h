@@ -72,12 +72,20 @@ struct GatedColumns {
   Gate kind;
 };
 
+// Where `stride` is not 0, panels are rows of floats as they lie in their file, `rows` of each, 0..16.
+struct FloatRows {
+  Format format = Format::F32;
+  std::size_t stride = 0;  // bytes
+  int rows[2] = {};
+};
+
 // out[row, 0..cols) = source[row] · weight rows of one or two panels + bias, for rows [begin, end), the
 // activations and the unpacked weights rounded to bfloat16. Where `gated` has brains, they get the first
 // panel's products as a gate on the second's, and there is no `out` and no bias.
 struct BrainPanels {
   PanelKind kind;
   const std::uint8_t* panels[2];
+  FloatRows floats;
   Activations source;
   std::size_t begin, end;
   float* out;  // row 0, first column of the panel

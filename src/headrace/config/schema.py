@@ -125,8 +125,13 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def known(self) -> bool:
         """Whether it says anything."""
-        given = (self.input, self.output, self.image, self.minute, self.characters)
-        return any(price is not None for price in given)
+        return (
+            self.input is not None
+            or self.output is not None
+            or self.image is not None
+            or self.minute is not None
+            or self.characters is not None
+        )
 
 
 EndpointName = Literal[

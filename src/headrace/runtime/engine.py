@@ -22,7 +22,7 @@ from types import TracebackType
 
 from .adapters import Adapters
 from .admission import MAX_RANKED, admit, encode
-from .backends.base import Backend, Filling, KVLayout, KVType, Offloads
+from .backends.base import Backend, Filling, KVLayout, KVType, Offloads, Sleeps
 from .backends.choice import choose, choose_for_ranks
 from .grammar import Grammars
 from .hostcache import HostBlocks
@@ -111,6 +111,7 @@ class Engine:
         self.adapters = Adapters.of(checkpoint, backend)
         self.sequences: dict[str, Sequence] = {}
         self.generated_tokens = self.cancelled = 0
+        self.asleep = False
 
     @classmethod
     def load(cls, path: Path, options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
@@ -216,6 +217,8 @@ class Engine:
         """Queue a request; `step` will run it. Raises RequestRefused where it never can."""
         if len(self.scheduler.waiting) >= self.limits.waiting:
             raise RequestRefused("busy", "the engine's queue is full")
+        if self.asleep:
+            raise RequestRefused("busy", "the model sleeps")
         if request.id in self.sequences:
             raise RequestRefused("invalid_value", "this id is running already", field="id")
         adapter = self.adapters.use(request.adapter)
@@ -319,6 +322,43 @@ class Engine:
             adapters=len(self.adapters.named),
             adapter_bytes=self.adapters.bytes,
         )
+
+    def sleep(self) -> None:
+        """Leave the device to others: the weights stay in host memory, prefixes are forgotten.
+
+        Raises ValueError where requests run, or the model is in host memory anyway; MemoryError.
+        """
+        if not self.idle:
+            raise ValueError("requests of this model run")
+        resting = self.resting()
+        self.loop.rest()
+        try:
+            for backend, pool in resting:
+                pool.empty()
+                backend.sleep()
+        except MemoryError:
+            for backend, _ in resting:
+                backend.wake()
+            raise
+        self.asleep = True
+
+    def wake(self) -> None:
+        """Take requests again. Raises MemoryError where the device is full: it sleeps on."""
+        if self.asleep:
+            for backend, _ in self.resting():
+                backend.wake()
+        self.asleep = False
+
+    def resting(self) -> list[tuple[Sleeps, BlockPool]]:
+        """What can sleep of model and draft model. Raises ValueError where one cannot."""
+        draft = None if self.speculator is None else self.speculator.model
+        found: list[tuple[Sleeps, BlockPool]] = []
+        for part in (self.loop, draft):
+            if part is not None and not isinstance(part.backend, Sleeps):
+                raise ValueError("only a model on one GPU can sleep; this one is in host memory")
+            if part is not None and isinstance(part.backend, Sleeps):
+                found.append((part.backend, part.pool))
+        return found
 
     def close(self) -> None:
         """Release the backend, and that of a draft model."""

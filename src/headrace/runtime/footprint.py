@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from .embedding import is_encoder
 from .models.architecture import Architecture
@@ -14,9 +15,16 @@ PROCESS = 128 * 2**20  # an engine without a model: interpreter, libraries, toke
 WORKING = 1.1  # of the weights, with what a step needs beside them
 
 
-def footprint(path: Path, options: EngineOptions) -> int:
-    """Bytes that an engine of the model at `path` takes, its whole KV cache included: an estimate
-    from the model's description, without its weights being read.
+class Footprint(NamedTuple):
+    """Bytes that an engine takes, its whole KV cache included, and those of its weights alone."""
+
+    whole: int
+    weights: int
+
+
+def footprint(path: Path, options: EngineOptions) -> Footprint:
+    """What an engine of the model at `path` takes: an estimate from the model's description,
+    without its weights being read.
 
     Raises WeightsError, OSError.
     """
@@ -27,7 +35,8 @@ def footprint(path: Path, options: EngineOptions) -> int:
         described = describe_file(read_gguf(path), options.planned_tokens)
     kv = 0 if encodes else kv_bytes(described.architecture, options)
     processes = PROCESS * (1 if encodes else options.tensor_parallel)
-    return processes + int(weight_bytes(described, options) * WORKING) + kv
+    weights = weight_bytes(described, options)
+    return Footprint(processes + int(weights * WORKING) + kv, weights)
 
 
 def weight_bytes(described: Description, options: EngineOptions) -> int:

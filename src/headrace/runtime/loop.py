@@ -245,6 +245,18 @@ class Loop:
         if self.speculator is not None and not flight.prefilled:
             self.speculator.measured(len(flight.spans), flight.rows, tokens, seconds)
 
+    def rest(self) -> None:
+        """See the end of what still runs, for nobody any more, and begin the copies that wait."""
+        flight, self.flight = self.flight, None
+        if flight is not None:
+            try:
+                flight.pending.wait()
+            except GroupLost:
+                raise
+            except Exception as error:
+                log.debug("a step that nobody waits for failed: %s", error)
+        self.bring([])
+
     def close(self) -> None:
         """Release the backend, and that of a draft model."""
         self.backend.close()

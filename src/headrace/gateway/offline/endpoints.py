@@ -249,7 +249,7 @@ class Offline:
         """Count a call that stores something; whose it is."""
         services = self._services
         charge = Charge(holder=request.scope.get(HOLDER))
-        with services.admission.counted(), services.keyring.held(charge):
+        with services.admission, services.keyring.held(charge):
             services.admission.admit()
             yield charge.tenant
 

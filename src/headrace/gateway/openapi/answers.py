@@ -265,12 +265,14 @@ class AdapterList(Struct):
 
 
 class Resident(Struct):
-    """A local model, and whether it is in memory; sizes in bytes."""
+    """A local model, and whether it is in memory; sizes in bytes. `host_bytes` are those of the
+    host that its sleep takes."""
 
     name: str
     source: str
     state: str
     bytes: int
+    host_bytes: int
 
 
 class Residents(Struct):
@@ -278,4 +280,5 @@ class Residents(Struct):
 
     budget: int
     used: int
+    host_used: int
     models: list[Resident]

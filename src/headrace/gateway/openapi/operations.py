@@ -111,5 +111,7 @@ ADMIN = (
     _get("/admin/models", "Local models", answers.Residents),
     Operation("post", "/admin/models/{name}/load", "Load a model", answers.Resident),
     Operation("post", "/admin/models/{name}/unload", "Unload a model", answers.Resident),
+    Operation("post", "/admin/models/{name}/sleep", "Let a model leave its GPU", answers.Resident),
+    Operation("post", "/admin/models/{name}/wake", "Have a model back", answers.Resident),
     _get("/admin/openapi.json", "This document", None, JSON),
 )

@@ -279,6 +279,22 @@ class Offloads(Protocol):
         ...
 
 
+@runtime_checkable
+class Sleeps(Protocol):
+    """A backend on a device of its own, which it can leave to others for a while."""
+
+    def sleep(self) -> None:
+        """Keep the weights in host memory and free the device's; what the KV cache holds is lost.
+
+        Nothing is launched until `wake`. Raises MemoryError: then nothing has changed.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Take the device's memory again, if it sleeps. Raises MemoryError: then it sleeps on."""
+        ...
+
+
 class Load(Protocol):
     """How a backend comes to be."""
 

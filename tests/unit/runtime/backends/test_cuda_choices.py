@@ -130,6 +130,7 @@ def test_products_go_by_what_was_measured_at_their_number_of_rows(tmp_path: Path
     for rows in (3, FEW, FEW + 1):
         batch = flat_batch(list(random.integers(0, 30, rows)))
         expected[rows] = batch, reference.load(made, weights, KVLayout(1), 1).logits(batch)
+    told = set()
     for fastest in range(7):
         path = tmp_path / f"{fastest}.json"
         times = (float(abs(index % 8 - fastest)) for index in range(200))
@@ -139,9 +140,12 @@ def test_products_go_by_what_was_measured_at_their_number_of_rows(tmp_path: Path
         for batch, truth in expected.values():
             scale = float(np.abs(truth).max())
             np.testing.assert_allclose(backend.logits(batch), truth, atol=3e-6 * scale)
+        told.add(backend.kernels()["linear BF16"].partition(", Triton ")[2])
         backend.close()
         kept = [name for name in read(path) if name.startswith("40x1024")]
         assert len(kept) == len(LEVELS) - 1  # many rows are the library's own
+    assert "tiles to 16 rows, cuBLAS above" in told
+    assert "tiles to 64 rows, cuBLAS above" in told
 
 
 def test_invariant_rows_have_the_same_bits_in_any_company() -> None:

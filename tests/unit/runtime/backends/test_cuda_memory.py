@@ -17,9 +17,10 @@ from headrace.runtime.engine import Engine
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import load_checkpoint
 from headrace.runtime.options import EngineOptions, Limits
-from headrace.runtime.request import Request, SamplingParameters
+from headrace.runtime.request import Request, RequestRefused, SamplingParameters
+from tests.fakes.adapter import write_adapter
 from tests.fakes.allocator import Refusing
-from tests.fakes.model import HEADS, KV_HEADS, LAYERS, WIDTH
+from tests.fakes.model import HEADS, KV_HEADS, LAYERS, WIDTH, write_tiny_gguf
 
 MIB = 2**20
 WEIGHTS, STEP = 20 * MIB, 4 * MIB
@@ -161,3 +162,40 @@ def test_an_engine_with_blocks_on_the_host_says_the_same_and_computes_less(tiny:
         assert again.tokens == first.tokens
         assert (first.finish.cached_tokens, again.finish.cached_tokens) == (0, 8)
         assert engine.counters().kv_fetched == 1
+
+
+def large(number: int, found: object) -> bool:
+    return isinstance(found, torch.Tensor) and found.nbytes > 4096
+
+
+def on_device(engine: Engine) -> int:
+    """Bytes of weights, cache and buffers that there are."""
+    backend = engine.backend
+    assert isinstance(backend, cuda.CUDABackend)
+    model = backend.model
+    held = [*model.cache.tensors, *model.buffers.values(), model.logits]
+    held += [one for weight in model.uploaded.values() for one in weight.pointers]
+    return sum(one.nbytes for one in held if one is not None)
+
+
+def test_a_model_that_slept_says_what_it_said_before(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", format="Q4_1")
+    with engine_of(path, kv_offload=MIB) as engine:
+        engine.load_adapter("one", write_adapter(tmp_path / "adapter", seed=3))
+        first, before = engine.generate("once upon", GREEDY), on_device(engine)
+        for full in (False, True):
+            engine.sleep()
+            engine.sleep()
+            assert on_device(engine) == 0
+            with pytest.raises(RequestRefused, match="sleeps"):
+                engine.submit(Request("early", "once", GREEDY))
+            if full:
+                with Refusing(large), pytest.raises(MemoryError):
+                    engine.wake()
+                assert on_device(engine) == 0
+            engine.wake()
+            assert on_device(engine) == before
+        assert engine.generate("once upon", GREEDY).tokens == first.tokens
+        engine.submit(Request("runs", "once", GREEDY))
+        with pytest.raises(ValueError, match="requests of this model run"):
+            engine.sleep()

@@ -31,7 +31,9 @@ from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running, memory_errors
+from .sleeping import Asleep
 from .staging import Staging
+from .told import told
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -102,6 +104,7 @@ class CUDABackend:
             on.invariant,
         )
         self.host = HostKV(self.model) if kv.host_bytes else None
+        self.asleep: Asleep | None = None  # from the first sleep on
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
         self.attentions = [op for op in program.ops if isinstance(op, Attention)]
@@ -221,14 +224,23 @@ class CUDABackend:
         return found
 
     def kernels(self) -> Mapping[str, str]:
-        """The form of each kind of weight."""
+        """The form of each kind of weight, and what multiplies by it, by the number of rows."""
         where = "triton" if self.model.device.type == "cuda" else "triton, interpreted"
+        model = self.model
+        kinds = {f"linear {one.origin}": one.kind for one in model.uploaded.values()}
+        by = told(
+            model.program,
+            model.weights,
+            model.choices.kept,
+            multiplies_fp8=model.multiplies_fp8,
+            invariant=model.invariant,
+        )
         found = {
-            f"linear {weight.origin}": f"{where} {weight.kind}"
-            for weight in self.model.uploaded.values()
+            name: f"{where} {kind}" + (f", {by[name]}" if name in by else "")
+            for name, kind in kinds.items()
         }
-        form = self.model.cache.form
-        kept = str(self.model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
+        form = model.cache.form
+        kept = str(model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
         return {**found, "attention": f"{where} {kept}"}
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
@@ -252,8 +264,46 @@ class CUDABackend:
             raise ValueError("there are no KV blocks in host memory")
         return self.host.copy(moves)
 
+    def sleep(self) -> None:
+        """Give the device's memory back, but for what is small; the weights go to the host. No
+        step runs; the KV cache is lost. Raises MemoryError: then nothing has changed."""
+        model = self.model
+        if self.host is not None:
+            self.host.wait()
+        if self.asleep is None:
+            held = [one for part in model.uploaded.values() for one in part.pointers]
+            tensors = list({id(one): one for one in held if one is not None}.values())
+            self.asleep = Asleep(tensors, model.device)
+        self.graphs.forget()
+        self.asleep.leave()
+        model.adapters.move(torch.device("cpu"))
+        model.cache = NO_CACHE
+        model.buffers.clear()
+        model.coded.clear()
+        model.logits = model.partial_sums = model.partial_stats = torch.zeros(0)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Take the memory again, as much as before. Raises MemoryError: then it sleeps on."""
+        if self.asleep is None or self.model.cache is not NO_CACHE:
+            return
+        try:
+            with memory_errors():
+                self.asleep.come_back()
+                self.model.adapters.move(self.model.device)
+                self.resize(self.kv.blocks)
+                self.make_room(self.capacity)
+                self.asleep.wait()
+        except MemoryError:
+            self.sleep()
+            raise
+
     def close(self) -> None:
         """Release weights and KV."""
+        if self.asleep is not None:
+            self.asleep.close()
+            self.asleep = None
         if self.host is not None:
             self.host.close()
             self.host = None

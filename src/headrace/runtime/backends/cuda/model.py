@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -79,6 +80,14 @@ class Model:
     def rows(self, name: str, step: Step) -> torch.Tensor:
         """The step's rows of a buffer."""
         return self.buffers[name][: step.rows]
+
+
+@cache
+def chained(device: torch.device) -> Mapping[str, bool]:
+    """How kernels that may start early (`kernels.chain`) are launched."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        return {"CHAINED": True, "launch_pdl": True}
+    return {"CHAINED": False}
 
 
 def power(width: int) -> int:
