@@ -79,6 +79,7 @@ def build(
         Route("/v1/messages/count_tokens", Counting(services).count, methods=["POST"]),
         Route("/v1/responses/{id}", stored.read, methods=["GET"]),
         Route("/v1/responses/{id}", stored.drop, methods=["DELETE"]),
+        Route("/v1/responses/{id}/input_items", stored.items, methods=["GET"]),
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{name:path}", endpoints.model),
         Route("/health/live", endpoints.live),

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,6 +21,7 @@ from headrace.gateway.keyring import Charge
 from headrace.gateway.multipart import FORM_BYTES, Form, read_form
 from headrace.gateway.offline.runner import Runner
 from headrace.gateway.offline.store import KEPT, Full, OfflineStore
+from headrace.gateway.queries import invalid, query_of
 from headrace.gateway.services import Services
 from headrace.protocol.errors import (
     BodyTooLarge,
@@ -36,8 +37,6 @@ from headrace.protocol.openai_batches import Batch, BatchEndpoint, File, list_bo
 JSON = "application/json"
 LIVE = 64  # batches of one key that are not over
 WINDOW = 86_400  # seconds, "24h"
-
-T = TypeVar("T")
 
 Seconds = Annotated[int, Meta(ge=3600, le=30 * 86_400)]
 Tag = Annotated[str, Meta(max_length=64)]
@@ -144,7 +143,7 @@ class Offline:
 
     async def files(self, request: Request) -> Response:
         """GET /v1/files."""
-        page = _query(request, FilesPage)
+        page = query_of(request, FilesPage)
         found = await asyncio.to_thread(
             self._store.files,
             _tenant(request),
@@ -204,7 +203,7 @@ class Offline:
 
     async def batches(self, request: Request) -> Response:
         """GET /v1/batches."""
-        page = _query(request, BatchesPage)
+        page = query_of(request, BatchesPage)
         found = await asyncio.to_thread(
             self._store.batches, _tenant(request), page.after, page.limit + 1
         )
@@ -279,22 +278,6 @@ def _wished(fields: dict[str, Any]) -> NewBatch:
         return msgspec.convert(fields, NewBatch)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
-
-
-def _query(request: Request, page: type[T]) -> T:
-    try:
-        return msgspec.convert(dict(request.query_params), page, strict=False)
-    except msgspec.ValidationError as error:
-        raise invalid(error) from None
-
-
-def invalid(error: msgspec.ValidationError) -> InvalidField:
-    """What msgspec says, by the field it names."""
-    said, _, place = str(error).partition(" - at `$.")
-    if place:
-        return InvalidField(place.rstrip("`"), f"{said}.")
-    field = said.rpartition("field `")[2].rstrip("`") if "field `" in said else "body"
-    return InvalidField(field, f"{said}.")
 
 
 def _json(content: object) -> Response:

@@ -136,6 +136,14 @@ class ResponseObject(Struct):
     usage: MessageUsage | None
 
 
+class ItemList(Struct):
+    """A page of items."""
+
+    object: Literal["list"]
+    data: Objects
+    has_more: bool
+
+
 class Deleted(Struct):
     """What was deleted."""
 

@@ -14,6 +14,7 @@ from headrace.protocol.openai_batches import Batch, File
 from headrace.protocol.openai_encoding import ClassificationBody, EmbeddingBody, RankBody
 from headrace.protocol.openai_media import ImageBody, ImageForm, SoundForm, SpeechBody
 from headrace.protocol.responses import ResponseBody
+from headrace.protocol.responses_items import ItemsPage
 
 JSON, FORM, EVENTS = "application/json", "multipart/form-data", "text/event-stream"
 BYTES, TEXT = "application/octet-stream", "text/plain"
@@ -65,6 +66,10 @@ DATA = (
     _post("/v1/responses", "OpenAI's Responses", ResponseBody, answers.ResponseObject, EVENTS),
     _get("/v1/responses/{id}", "A stored response", answers.ResponseObject),
     Operation("delete", "/v1/responses/{id}", "Forget a response", answers.Deleted),
+    Operation(
+        "get", "/v1/responses/{id}/input_items", "What a response answers", answers.ItemList,
+        query=ItemsPage,
+    ),
     _post("/v1/embeddings", "Vectors of texts", EmbeddingBody, answers.Embeddings),
     _post("/v1/rerank", "Documents, best first", RankBody, answers.Ranking),
     _post("/v1/classify", "Texts under labels", ClassificationBody, answers.Classification),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -240,6 +241,30 @@ def test_tiles_cover_what_each_row_sees_once(
         for partial in range(first, first + count)
     }
     assert merged == left
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(30_000, 40)] + [(1000, 1)] * 60,  # the end of a long prompt, among decodes
+        [(0, 2000)] + [(9000, 1)] * 9 + [(50_000, 1)],
+        [(32_767, 1)] * 40,
+        [(5000, 1)],
+    ],
+)
+def test_no_program_has_much_more_to_do_than_others(spans: list[tuple[int, int]]) -> None:
+    """Programs take tile after tile: the last to end is late by little, however lengths differ."""
+    programs = 33
+    width = max(sum(span) for span in spans) // 32 + 1
+    tables = np.arange(len(spans) * width, dtype=np.int32).reshape(len(spans), width)
+    batch = ragged_batch(
+        spans, tables, KVLayout(tables.size, 32), [0] * sum(rows for _, rows in spans)
+    )
+    tiles = plan_tiles(batch, 16, 0, True, programs).tiles
+    work = [0] * programs
+    for length in (tiles[:, 5] - tiles[:, 4]).tolist():
+        heapq.heappush(work, heapq.heappop(work) + length)
+    assert max(work) <= max(1.125 * sum(work) / programs, SPLIT)
 
 
 def test_what_all_and_what_some_share_is_found() -> None:
