@@ -4,8 +4,8 @@
 
 Two engines answer the same requests one after the other, in an order that changes: each plans its
 next step while one runs, so that steps in turn would run beside each other. The drafts change sides
-after every round: two copies of a model differ by some percent, as their pages fall. The ratio is
-the geometric mean of the rounds' ratios of output tokens per second.
+after every round: two copies of a model differ by some percent, as their pages fall. The ratio of
+output tokens per second is the median over pairs of rounds, of a pair the geometric mean.
 The texts of both are compared, token by token: drafts never change them.
 
 - `repetitive`: greedy answers of a small model that soon says the same again.
@@ -125,7 +125,7 @@ def measure(work: Work, batch: int, rounds: int, engines: dict[str, Engine]) -> 
         "batch": batch,
         "without": round(median(speeds["without"]), 1),
         "with": round(median(speeds["with"]), 1),
-        "ratio": round(geometric_mean(ratios), 3),
+        "ratio": round(median(map(geometric_mean, zip(*[iter(ratios)] * 2, strict=True))), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "drafted": drafted,
         "accepted": round((after.accepted - before.accepted) / drafted, 2) if drafted else None,

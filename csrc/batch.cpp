@@ -46,6 +46,7 @@ void check_sequence(const Batch& batch, const BatchLimits& limits, std::size_t i
       refuse("block_tables", at, block, "0 to " + std::to_string(limits.blocks - 1));
     }
   }
+  if (limits.pools && last == first) refuse("row_starts", index + 1, last, "a row for every sequence");
   for (std::int32_t row = first; row < last; ++row) {
     const auto at = static_cast<std::size_t>(row);
     const std::int32_t position = batch.positions[at];
@@ -118,7 +119,10 @@ void check(const Batch& batch, const BatchLimits& limits) {
   if (!batch.given.empty()) check_length(batch.given.size(), "given", batch.sequences());
   check_length(batch.block_tables.size(), "block_tables", sequences * batch.widest);
   if (!batch.adapters.empty()) check_length(batch.adapters.size(), "adapters", sequences);
+  if (!batch.types.empty()) check_length(batch.types.size(), "types", rows);
   check_range(batch.tokens, "tokens", limits.tokens);
+  check_range(batch.types, "types", limits.types);
+  check_range(batch.positions, "positions", limits.positions);
   check_range(batch.slots, "slots", limits.blocks * limits.block_size);
   check_range(batch.sampled_rows, "sampled_rows", rows);
   check_range(batch.row_starts, "row_starts", rows + 1);

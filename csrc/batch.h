@@ -12,6 +12,7 @@ namespace headrace {
 // Copies of the caller's arrays, so that nobody can change them between the check and the use.
 struct Batch {
   std::vector<std::int32_t> tokens, positions, slots;  // [rows]
+  std::vector<std::int32_t> types;                     // [rows] or empty: all 0
   std::vector<std::int32_t> row_starts;                // [sequences + 1]
   std::vector<std::int32_t> context_lengths;           // [sequences]
   std::vector<std::int32_t> given;                     // [sequences] tokens that were given, or empty
@@ -30,6 +31,8 @@ struct Batch {
 struct BatchLimits {
   std::size_t tokens;  // that can be read
   std::size_t vocabulary;  // that can be sampled
+  std::size_t positions, types;  // that there are embeddings of
+  bool pools;  // a sequence without rows has no mean
   std::size_t blocks, block_size;
 };
 

@@ -24,21 +24,37 @@ CacheShape cache_shape(const ModelShape& shape, const Kernels& kernels, bool exa
   return {entry, shape.block_size, shape.head_size, shape.kv_heads};
 }
 
-bool all_packed(const LinearOp& op) {
-  return std::all_of(op.parts.begin(), op.parts.end(), [](const LinearPart& part) { return part.weight->packed; });
+bool is_float(Format format) { return size_of(format).values == 1; }
+
+bool all_brains(const LinearOp& op) {
+  return std::all_of(op.parts.begin(), op.parts.end(), [](const LinearPart& part) { return part.weight->brains; });
 }
 
 // Whether panel i of the first part and panel i of the second make 16 gated columns.
 bool two_halves(const LinearOp& op) {
-  if (op.parts.size() != 2 || !op.bias.empty() || !all_packed(op)) return false;
+  if (op.parts.size() != 2 || !op.bias.empty() || !all_brains(op)) return false;
   const Weight &gate = *op.parts[0].weight, &up = *op.parts[1].weight;
-  return gate.kind == up.kind && gate.rows == up.rows && gate.rows % kPanelRows == 0;
+  const bool alike = gate.packed ? up.packed && gate.kind == up.kind : gate.format == up.format;
+  return alike && gate.rows == up.rows && gate.rows % kPanelRows == 0;
+}
+
+bool writes(const Op& op, const Buffer* buffer) {
+  return std::visit(
+      [&](const auto& record) {
+        bool found = false;
+        if constexpr (requires { record.out; }) found = record.out == buffer;
+        if constexpr (requires { record.residual; }) found = found || record.residual == buffer;
+        if constexpr (requires { record.qkv; }) found = found || record.qkv == buffer;
+        return found;
+      },
+      op);
 }
 
 bool reads(const Op& op, const Buffer* buffer) {
   return std::visit(
       [&](const auto& record) {
         bool found = false;
+        if constexpr (std::is_same_v<decltype(record), const AddEmbeddingOp&>) found = record.out == buffer;
         if constexpr (requires { record.source; }) found = record.source == buffer;
         if constexpr (requires { record.residual; }) found = found || record.residual == buffer;
         if constexpr (requires { record.add; }) found = found || record.add == buffer;
@@ -113,6 +129,16 @@ void Model::embed(std::size_t out, std::size_t table, float scale) {
   ops_.push_back(EmbedOp{&buffer(out), &weight(table), scale});
 }
 
+void Model::add_embedding(std::size_t out, std::size_t table, bool types, std::size_t offset) {
+  const Weight& rows = weight(table);
+  require(rows.columns == buffer(out).width, "add_embedding: the table's columns are not the buffer's width");
+  require(offset < rows.rows, "add_embedding: the offset is past the table");
+  std::size_t& known = types ? types_ : positions_;
+  known = std::min(known, rows.rows - offset);
+  scratch_floats_ = std::max(scratch_floats_, padded16(rows.columns));
+  ops_.push_back(AddEmbeddingOp{&buffer(out), &rows, types, offset});
+}
+
 void Model::norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add,
                  float add_scale, bool accumulate) {
   const std::size_t width = buffer(residual).width;
@@ -120,7 +146,16 @@ void Model::norm(std::size_t out, std::size_t residual, std::size_t weight, floa
   const Buffer* added = add ? &buffer(*add) : nullptr;
   require(!accumulate || out != residual, "norm: out and residual are one buffer");
   const float* values = vector_of(weight, width);
-  ops_.push_back(NormOp{&buffer(out), &buffer(residual), added, add_scale, values, epsilon, accumulate});
+  keep_pooled(buffer(out), buffer(residual));
+  ops_.push_back(NormOp{&buffer(out), &buffer(residual), added, add_scale, values, epsilon, accumulate, false, nullptr});
+}
+
+void Model::layer_norm(std::size_t out, std::size_t residual, std::size_t weight, const std::size_t* bias,
+                       float epsilon, const std::size_t* add, float add_scale) {
+  norm(out, residual, weight, epsilon, add, add_scale, false);
+  auto& op = std::get<NormOp>(ops_.back());
+  op.layer = true;
+  op.bias = bias ? vector_of(*bias, op.out->width) : nullptr;
 }
 
 void Model::linear(std::size_t out, std::size_t source, const std::vector<std::size_t>& weights,
@@ -134,6 +169,7 @@ void Model::linear(std::size_t out, std::size_t source, const std::vector<std::s
   }
   if (!bias.empty()) bias.resize(bias.size() + 2 * kPanelRows);  // tiles of it are read whole
   require(out != source, "linear: out and source are one buffer");
+  keep_pooled(buffer(out), buffer(source));
   add_linear(buffer(out), buffer(source), weights, std::move(bias));
   AdaptOp adapt{&buffer(out), &buffer(source), {}};
   std::size_t column = 0;
@@ -153,7 +189,9 @@ void Model::add_linear(Buffer& out, Buffer& source, const std::vector<std::size_
     Weight& part = weight(index);
     require(part.columns == source.width, "linear: a weight's columns are not the source's width");
     pack(part);
-    bytes = bytes || part.packed;
+    part.brains = kernels_.brain_panels && !exact_ && (part.packed || (is_float(part.format) && part.columns % kBlock == 0));
+    bytes = bytes || part.packed || part.brains;
+    source.codes_read = source.codes_read || part.packed;
     op.parts.push_back({&part, column});
     column += part.rows;
   }
@@ -186,21 +224,15 @@ void Model::have_bytes(Buffer& source) {
   source.bytes = true;
   for (auto op = ops_.rbegin(); op != ops_.rend(); ++op) {
     if (auto* conversion = std::get_if<QuantiseOp>(&*op); conversion && conversion->buffer == &source) return;
+    if (!writes(*op, &source)) continue;
     bool* flag = nullptr;
-    bool writes = false;
     std::visit(
         [&](auto& record) {
-          if constexpr (requires { record.out; }) writes = record.out == &source;
-          if constexpr (requires { record.quantise; }) flag = &record.quantise;
-          if constexpr (requires { record.residual; }) writes = writes || record.residual == &source;
-          if constexpr (requires { record.residual; }) flag = record.out == &source ? flag : nullptr;
-          if constexpr (requires { record.qkv; }) writes = writes || record.qkv == &source;
+          if constexpr (requires { record.quantise; }) flag = record.out == &source ? &record.quantise : nullptr;
         },
         *op);
-    if (!writes) continue;
     if (auto* attention = std::get_if<AttentionOp>(&*op)) {
-      const std::size_t together = attention->heads / shape_.kv_heads * shape_.head_size;
-      if (attention->out != &source || together % kBlock) flag = nullptr;
+      if (attention->heads / shape_.kv_heads * shape_.head_size % kBlock) flag = nullptr;
     }
     if (!flag) break;
     *flag = true;
@@ -267,8 +299,41 @@ void Model::gate_multiply(std::size_t out, std::size_t source, Gate kind) {
   ops_.push_back(GateOp{&buffer(out), &buffer(source), kind});
 }
 
+void Model::activate(std::size_t out, std::size_t source, Gate kind) {
+  require(buffer(source).width == buffer(out).width, "activate: the buffers' widths differ");
+  keep_pooled(buffer(out), buffer(source));
+  ops_.push_back(ActivateOp{&buffer(out), &buffer(source), kind});
+}
+
+void Model::pool(std::size_t out, std::size_t source, Pooling kind) {
+  require(buffer(source).width == buffer(out).width, "pool: the buffers' widths differ");
+  require(!buffer(source).pooled && out != source, "pool: the source has no row a token");
+  begin_pooled(buffer(out));
+  ops_.push_back(PoolOp{&buffer(out), &buffer(source), kind});
+}
+
+// What is pooled stays so: a buffer has a row a token or a row a sequence through the whole program.
+void Model::begin_pooled(Buffer& out) {
+  const bool before = std::any_of(ops_.begin(), ops_.end(), [&](const Op& op) { return writes(op, &out); });
+  require(out.pooled || !before, "a buffer has a row a token here and a row a sequence there");
+  out.pooled = true;
+}
+
+void Model::keep_pooled(Buffer& out, const Buffer& source) {
+  if (source.pooled) begin_pooled(out);
+  require(out.pooled == source.pooled, "an op reads a row a token and writes a row a sequence");
+}
+
+void Model::result(std::size_t source) {
+  require(!logits_, "a program gives one thing");
+  require(buffer(source).pooled, "result: the source has no row a sequence");
+  require(buffer(source).width == shape_.vocabulary, "result: the source's width is not the program's");
+  logits_ = &buffer(source);
+  fuse_gates();
+}
+
 void Model::logits(std::size_t source, std::size_t weight_index, float scale, float cap) {
-  require(!logits_, "a program has one logits op");
+  require(!logits_, "a program gives one thing");
   require(weight(weight_index).rows == shape_.vocabulary, "logits: the weight's rows are not the vocabulary");
   sampled_ = &buffers_[add_buffer(buffer(source).width)];
   logits_ = &buffers_[add_buffer(shape_.vocabulary)];
@@ -277,9 +342,10 @@ void Model::logits(std::size_t source, std::size_t weight_index, float scale, fl
   if (scale != 1 || cap != 0) ops_.push_back(CapOp{logits_, scale, cap});
   ops_.push_back(SampleOp{logits_});
   fuse_gates();
+  fuse_rotations();
 }
 
-// Let each linear that a gate alone reads, and whose gate bfloat16 linears alone read, do the gate's work.
+// Let each linear that a gate alone reads, and whose gate packed linears alone read, do the gate's work.
 void Model::fuse_gates() {
   for (std::size_t i = 2; i < ops_.size(); ++i) {
     auto* gate = std::get_if<GateOp>(&ops_[i]);
@@ -288,13 +354,26 @@ void Model::fuse_gates() {
     if (linear->source == gate->out) continue;  // its rows would be overwritten while they are read
     const bool only = std::all_of(ops_.begin(), ops_.end(), [&](const Op& op) {
       const auto* reader = std::get_if<LinearOp>(&op);
-      const bool packed = (reader && all_packed(*reader)) || std::get_if<AdaptOp>(&op);
-      return (!reads(op, gate->out) || packed) && (!reads(op, gate->source) || std::get_if<GateOp>(&op));
+      const bool brains = (reader && all_brains(*reader)) || std::get_if<AdaptOp>(&op);
+      return (!reads(op, gate->out) || brains) && (!reads(op, gate->source) || std::get_if<GateOp>(&op));
     });
     if (!only) continue;
     linear->gated = gate->out;
     linear->gate = gate->kind;
     gate->fused = true;
+  }
+}
+
+// Let attention rotate what stands right before it for rows that nobody else attends to.
+void Model::fuse_rotations() {
+  for (std::size_t i = 1; i < ops_.size(); ++i) {
+    auto* rotation = std::get_if<RotateOp>(&ops_[i - 1]);
+    auto* attention = std::get_if<AttentionOp>(&ops_[i]);
+    if (!rotation || !attention) continue;
+    const bool same = rotation->qkv == attention->qkv && rotation->layer == attention->layer;
+    if (!same || rotation->heads != attention->heads) continue;
+    rotation->fused = true;
+    attention->rotation = *rotation;
   }
 }
 
@@ -322,7 +401,8 @@ std::map<std::string, std::string> Model::kernel_names() const {
     if (const auto* linear = std::get_if<LinearOp>(&op)) {
       for (const LinearPart& part : linear->parts) {
         const std::string format = size_of(part.weight->format).name;
-        names["linear " + format] = part.weight->packed ? kernels_.integer : level + "-float32";
+        const std::string floats = (part.weight->brains ? "amx-bf16 for prompts, " : "") + level + "-float32";
+        names["linear " + format] = part.weight->packed ? kernels_.integer : floats;
       }
     }
   }

@@ -31,8 +31,11 @@ class Model {
   std::size_t add_weight(Format format, std::size_t rows, std::size_t columns, const std::uint8_t* data);
 
   void embed(std::size_t out, std::size_t table, float scale);
+  void add_embedding(std::size_t out, std::size_t table, bool types, std::size_t offset);
   void norm(std::size_t out, std::size_t residual, std::size_t weight, float epsilon, const std::size_t* add,
             float add_scale, bool accumulate);
+  void layer_norm(std::size_t out, std::size_t residual, std::size_t weight, const std::size_t* bias, float epsilon,
+                  const std::size_t* add, float add_scale);
   void linear(std::size_t out, std::size_t source, const std::vector<std::size_t>& weights,
               const std::vector<std::size_t>& biases);
   void norm_heads(std::size_t qkv, std::size_t heads, std::size_t query, std::size_t key, float epsilon, bool whole);
@@ -41,7 +44,11 @@ class Model {
   void attention(std::size_t out, std::size_t qkv, std::size_t layer, std::size_t heads, float scale,
                  std::size_t window, float cap, const std::size_t* sinks, bool causal);
   void gate_multiply(std::size_t out, std::size_t source, Gate kind);
+  void activate(std::size_t out, std::size_t source, Gate kind);
+  void pool(std::size_t out, std::size_t source, Pooling kind);
+  // What a step gives, the last op: the logits of its sampled rows, and tokens chosen by them, or a buffer as it is.
   void logits(std::size_t source, std::size_t weight, float scale, float cap);
+  void result(std::size_t source);
 
   // Rows whose sequence has this number in `Batch::adapters` run with these changes of linears' weights.
   // Throws std::invalid_argument. Not during a step.
@@ -59,6 +66,7 @@ class Model {
   // Help with the step, and see its end. With `draws` it has chosen, without it see logits_of().
   Chosen finish();
   const float* logits_of(std::size_t sample) const;
+  std::size_t results() const;  // rows of them
 
   const ModelShape& shape() const { return shape_; }
   std::map<std::string, std::string> kernel_names() const;
@@ -67,11 +75,13 @@ class Model {
   Buffer& buffer(std::size_t index);
   Weight& weight(std::size_t index);
   const float* vector_of(std::size_t index, std::size_t width);
-  Buffer& new_buffer(std::size_t width);
   void have_bytes(Buffer& source);
+  void begin_pooled(Buffer& out);
+  void keep_pooled(Buffer& out, const Buffer& source);
   void add_linear(Buffer& out, Buffer& source, const std::vector<std::size_t>& weights, std::vector<float> bias);
   void pack(Weight& weight);
   void fuse_gates();
+  void fuse_rotations();
   std::string attention_name() const;
   void check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const;
 
@@ -81,6 +91,7 @@ class Model {
   void work(int member);
   void plan_rows(const Batch& batch);
   void plan_attention(const Batch& batch);
+  void plan_lone(const Batch& batch);
   std::size_t brain_rows() const;
   void plan_adapters(const Batch& batch);
   float* scratch_of(int member) const;
@@ -92,15 +103,23 @@ class Model {
   void in_gated_brains(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   // An adapter changes a linear's float32 rows before they are gated, and reads the gated ones.
   bool gates_in_linears() const { return step_.adapted.empty(); }
+  // A row's KV heads [first, last) and their queries.
+  void rotate(const RotateOp& op, std::size_t row, std::size_t first, std::size_t last) const;
+  // Parts of a linear that have turns of their own.
+  std::size_t turns(const LinearOp& op) const;
+  void gate(const LinearOp& op, const Columns& columns, RowRange rows) const;
   void in_integers(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   void in_floats(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   void add_bias(const LinearOp& op, const Columns& columns, RowRange rows) const;
   void attend_whole(const AttentionTile& tile, int member);
   bool attend_part(const AttentionTile& tile, std::size_t index, std::size_t part);
   std::size_t rows_of(const Buffer& buffer) const;
+  // Whether the buffer has a row a token.
+  bool by_token(const Buffer& buffer) const { return !buffer.pooled && &buffer != sampled_ && &buffer != logits_; }
   std::uint8_t* layer_cache(std::size_t layer) const;
   void execute(std::size_t op, int member);
   void execute(const EmbedOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const AddEmbeddingOp& op, std::size_t first, std::size_t last, int member);
   void execute(const NormOp& op, std::size_t first, std::size_t last, int member);
   void execute(const AnglesOp& op, std::size_t first, std::size_t last, int member);
   void execute(const QuantiseOp& op, std::size_t first, std::size_t last, int member);
@@ -110,6 +129,8 @@ class Model {
   void execute(const RotateOp& op, std::size_t first, std::size_t last, int member);
   void execute(const AttentionOp& op, std::size_t first, std::size_t last, int member);
   void execute(const GateOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const ActivateOp& op, std::size_t first, std::size_t last, int member);
+  void execute(const PoolOp& op, std::size_t first, std::size_t last, int member);
   void execute(const GatherOp& op, std::size_t first, std::size_t last, int member);
   void execute(const CapOp& op, std::size_t first, std::size_t last, int member);
   void execute(const SampleOp& op, std::size_t first, std::size_t last, int member);
@@ -131,6 +152,7 @@ class Model {
   Buffer* sampled_ = nullptr;  // source rows of the logits
   Buffer* logits_ = nullptr;
   std::size_t vocabulary_ = 0;  // of the embedding; 0: nothing embeds
+  std::size_t positions_ = SIZE_MAX, types_ = SIZE_MAX;  // that there are embeddings of
   std::size_t capacity_ = 0;    // rows the buffers hold
   std::size_t sample_capacity_ = 0;
   std::size_t group_ = 1;    // query heads a KV head, the most of any op

@@ -18,6 +18,7 @@
 #include <tuple>
 
 #include "model.h"
+#include "names.h"
 #include "sources_digest.h"  // made by the build
 
 namespace nb = nanobind;
@@ -115,13 +116,6 @@ Array<T> owned(const std::vector<T>& from) {
   nb::capsule owner(copy, [](void* at) noexcept { delete[] static_cast<T*>(at); });
   std::copy(from.begin(), from.end(), copy);
   return Array<T>(copy, {from.size()}, owner);
-}
-
-Format format_of(const std::string& name) {
-  for (int i = 0; i < kFormats; ++i) {
-    if (name == kFormatSizes[i].name) return static_cast<Format>(i);
-  }
-  throw std::invalid_argument("there is no weight format \"" + name + "\"");
 }
 
 // Whether a KV layout asks for 8 bits.
@@ -238,7 +232,7 @@ class Bound {
       nb::gil_scoped_release release;
       model_->finish();
     }
-    const std::size_t samples = batch_.samples(), width = model_->shape().vocabulary;
+    const std::size_t samples = model_->results(), width = model_->shape().vocabulary;
     float* copy = new float[samples * width];
     nb::capsule owner(copy, [](void* at) noexcept { delete[] static_cast<float*>(at); });
     if (samples) std::memcpy(copy, model_->logits_of(0), samples * width * sizeof(float));
@@ -309,6 +303,8 @@ class Bound {
     read(batch, "row_starts", &batch_.row_starts);
     read(batch, "context_lengths", &batch_.context_lengths);
     read(batch, "sampled_rows", &batch_.sampled_rows);
+    batch_.types.clear();
+    if (!nb::getattr(batch, "types").is_none()) read(batch, "types", &batch_.types);
     batch_.given.clear();
     if (!nb::getattr(batch, "given").is_none()) read(batch, "given", &batch_.given);
     const Field<std::int32_t> tables(batch, "block_tables", 2);
@@ -377,6 +373,16 @@ NB_MODULE(_native, m) {
               float add_scale, bool accumulate) {
              self.model().norm(out, residual, weight, epsilon, add ? &*add : nullptr, add_scale, accumulate);
            }, "out"_a, "residual"_a, "weight"_a, "epsilon"_a, "add"_a.none(), "add_scale"_a, "accumulate"_a)
+      .def("add_embedding",
+           [](Bound& self, Index out, Index table, bool types, Index offset) {
+             self.model().add_embedding(out, table, types, offset);
+           })
+      .def("layer_norm",
+           [](Bound& self, Index out, Index residual, Index weight, std::optional<Index> bias, float epsilon,
+              std::optional<Index> add, float add_scale) {
+             self.model().layer_norm(out, residual, weight, bias ? &*bias : nullptr, epsilon, add ? &*add : nullptr,
+                                     add_scale);
+           }, "out"_a, "residual"_a, "weight"_a, "bias"_a.none(), "epsilon"_a, "add"_a.none(), "add_scale"_a)
       .def("linear",
            [](Bound& self, Index out, Index source, const Several& weights, const Several& biases) {
              self.model().linear(out, source, weights, biases);
@@ -397,11 +403,17 @@ NB_MODULE(_native, m) {
            }, "out"_a, "qkv"_a, "layer"_a, "heads"_a, "scale"_a, "window"_a, "cap"_a, "sinks"_a.none(), "causal"_a)
       .def("gate_multiply",
            [](Bound& self, Index out, Index source, const std::string& activation) {
-             if (activation != "silu" && activation != "gelu_tanh") {
-               throw std::invalid_argument("gate_multiply: activation must be silu or gelu_tanh");
-             }
-             self.model().gate_multiply(out, source, activation == "silu" ? Gate::Silu : Gate::GeluTanh);
+             self.model().gate_multiply(out, source, gate_of(activation));
            })
+      .def("activate",
+           [](Bound& self, Index out, Index source, const std::string& activation) {
+             self.model().activate(out, source, gate_of(activation));
+           })
+      .def("pool",
+           [](Bound& self, Index out, Index source, const std::string& pooling) {
+             self.model().pool(out, source, pooling_of(pooling));
+           })
+      .def("result", [](Bound& self, Index source) { self.model().result(source); })
       .def("project_to_logits", [](Bound& self, Index source, Index weight, float scale, float cap) {
              self.model().logits(source, weight, scale, cap);
            })

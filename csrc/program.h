@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct Weight {
   const std::uint8_t* data;
   const std::uint8_t* packed = nullptr;  // panels; null where the weight is read as it lies
   PanelKind kind{};
+  bool brains = false;  // rows of given tokens are multiplied in bfloat16: packed, or floats as they lie
   std::vector<float> floats;  // the values of a vector (norm weight, bias), float32
 
   std::size_t stride() const { return row_bytes(format, columns); }
@@ -37,7 +39,9 @@ struct Weight {
 // bytes or bfloat16.
 struct Buffer {
   std::size_t width;
-  bool bytes = false;  // an integer kernel reads it
+  bool bytes = false;  // kernels read its rows in bytes or bfloat16
+  bool codes_read = false;  // an integer kernel is one of them
+  bool pooled = false;  // one row a sequence
   Region floats;
   Region codes;
   Region blocks;
@@ -63,6 +67,13 @@ struct EmbedOp {
   const Weight* table;
   float scale;
 };
+// Adds the row of a table at each token's position, or its type.
+struct AddEmbeddingOp {
+  Buffer* out;
+  const Weight* table;
+  bool types;
+  std::size_t offset;
+};
 // Where `quantise` is set, an op also writes the bytes of its `out`.
 struct NormOp {
   Buffer* out;
@@ -72,6 +83,8 @@ struct NormOp {
   const float* weight;
   float epsilon;
   bool accumulate;
+  bool layer;         // the mean is taken away first
+  const float* bias;  // or null; of a layer norm
   bool quantise = false;
 };
 struct AnglesOp {
@@ -90,7 +103,8 @@ struct LinearOp {
   const Buffer* source;
   std::vector<LinearPart> parts;
   std::vector<float> bias;  // of the whole width, or empty
-  // Where set, rows in bfloat16 are not written to `out`, but gated to this buffer's bfloat16.
+  // Where set, rows are gated to this buffer as soon as their columns are there; those in bfloat16 are not
+  // written to `out` at all.
   const Buffer* gated = nullptr;
   Gate gate{};
 };
@@ -116,6 +130,7 @@ struct RotateOp {
   Buffer* qkv;
   std::size_t layer, heads;
   const Angles* angles;
+  bool fused = false;  // with the attention after it, for rows that are their sequences' only ones
 };
 struct AttentionOp {
   Buffer* out;
@@ -127,13 +142,27 @@ struct AttentionOp {
   const float* sinks;  // [heads] or null
   bool causal;
   bool quantise = false;
+  std::optional<RotateOp> rotation = {};  // where set, it rotates and writes lone rows
 };
 struct GateOp {
   Buffer* out;
   const Buffer* source;
   Gate kind;
   bool quantise = false;
-  bool fused = false;  // with the linear before it, for rows in bfloat16
+  bool fused = false;  // with the linear before it
+};
+struct ActivateOp {
+  Buffer* out;
+  const Buffer* source;
+  Gate kind;
+  bool quantise = false;
+};
+// A row a sequence: its first, its last, or the mean of all.
+enum class Pooling : std::uint8_t { First, Last, Mean };
+struct PoolOp {
+  Buffer* out;
+  const Buffer* source;
+  Pooling kind;
 };
 // The sampled rows, gathered for the last linear.
 struct GatherOp {
@@ -149,8 +178,8 @@ struct SampleOp {
   const Buffer* logits;
 };
 
-using Op = std::variant<EmbedOp, NormOp, AnglesOp, QuantiseOp, LinearOp, AdaptOp, NormHeadsOp, RotateOp, AttentionOp,
-                        GateOp, GatherOp, CapOp, SampleOp>;
+using Op = std::variant<EmbedOp, AddEmbeddingOp, NormOp, AnglesOp, QuantiseOp, LinearOp, AdaptOp, NormHeadsOp, RotateOp,
+                        AttentionOp, GateOp, ActivateOp, PoolOp, GatherOp, CapOp, SampleOp>;
 
 struct RowRange {
   std::size_t begin, end;
@@ -172,6 +201,7 @@ struct Columns {
 struct RowTile {
   std::size_t sequence, begin, end;
   bool given;
+  bool lone = false;  // the sequence's only row, which attention rotates and writes
 };
 
 // Where few tiles meet a long context, the spans of the context are tasks of their own; whoever
@@ -209,6 +239,7 @@ struct Step {
   std::vector<std::uint8_t> given;  // [rows] 1 where the token was given, and is multiplied in bfloat16
   std::vector<RowRun> runs;
   std::vector<RowTile> tiles;
+  std::vector<std::uint8_t> lone;   // [rows] of tiles
   std::vector<AdaptedRows> adapted;
   SplitAttention split;
   Region candidates, edited;                // one vocabulary a thread

@@ -21,6 +21,7 @@ from headrace.runtime.backends.base import Batch, Edits, KVLayout, KVType, Masks
 from headrace.runtime.backends.cuda import CUDABackend, found_device
 from headrace.runtime.backends.cuda.products import LEVELS, multiply, ways
 from headrace.runtime.backends.cuda.sampling import sample
+from headrace.runtime.backends.cuda.staging import Staging
 from headrace.runtime.backends.cuda.weights import upload
 from headrace.runtime.backends.devices import interpreted
 from headrace.runtime.models.architecture import Architecture, Experts, Rope
@@ -141,6 +142,9 @@ def attention_checks() -> Iterator[Check]:
         for case in cases if kv == "f16" or interpreted() else both:
             name = ", ".join(f"{key} {value}" for key, value in case.items())
             yield Check(f"attention, {name}, {kv} KV", partial(attention_error, kv, **case))
+        for heads in (8,) if interpreted() else (2, 8, 16):
+            name = f"the bits of decodes that share a prefix, {heads} heads, {kv} KV"
+            yield Check(name, partial(sharing_error, kv, heads))
 
 
 def attention_error(kv: KVType, size: int, heads: int, kv_heads: int, **other: Any) -> float:
@@ -185,6 +189,30 @@ def attention_program(
     width = heads * size
     buffers = {"qkv": width + 2 * kv_heads * size, "attended": width}
     return Program(tuple(ops), buffers, width, layers, kv_heads, size)
+
+
+def sharing_error(kv: KVType, heads: int) -> float:
+    """Whether decodes behind a common prefix have, to the bit, what they have behind copies of it:
+    0 or 1."""
+    depth, streams, size = (512, 4, 32) if interpreted() else (4096, 40, 128)
+    program = attention_program(size, heads, 2, layers=1, writes=False)
+    table = np.random.default_rng(3).standard_normal((60, program.buffers["qkv"]), np.float32)
+    common, widest = depth // BLOCK, (depth + 4 * streams) // BLOCK + 1
+    pool = KVLayout(widest * streams, BLOCK, kv)
+    backend = CUDABackend(program, {"table": float32(table)}, pool, found_device())
+    copies = np.arange(pool.blocks, dtype=np.int32).reshape(streams, widest)
+    shared = copies.copy()
+    shared[:, :common] = copies[0, :common]
+    for one in backend.model.cache.tensors:
+        if one is not None:
+            some = torch.rand(one.shape, device=one.device)
+            one.copy_(some if one.is_floating_point() else some * 100)
+            rows = one.view(one.shape[0], streams, widest * BLOCK, *one.shape[2:])
+            rows[:, 1:, :depth] = rows[:, :1, :depth]
+    spans = [(depth + 3 * stream, 1) for stream in range(streams)]
+    together, apart = (backend.logits(step_batch(spans, 60, tables)) for tables in (shared, copies))
+    backend.close()
+    return float(not np.array_equal(together, apart))
 
 
 def float32(values: NDArray[np.float32]) -> Tensor:
@@ -240,7 +268,7 @@ def product_error(format: str) -> float:
     tensor = random_tensor(np.random.default_rng(1), format, 96, 1024)
     truth = torch.from_numpy(tensor.float32()).double()
     on = found_device()
-    weight = upload([tensor], on.dtype, on.device)
+    weight = upload([tensor], on.dtype, Staging(on.device))
     worst = 0.0
     for level in LEVELS[:1] if interpreted() else LEVELS:
         source = torch.randn(level, 1024, dtype=on.dtype, device=on.device)

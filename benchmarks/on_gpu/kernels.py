@@ -12,6 +12,7 @@ from headrace.runtime.backends.cuda import CUDABackend, device_choices, found_de
 from headrace.runtime.backends.cuda.choices import EventTimer
 from headrace.runtime.backends.cuda.products import LEVELS, chosen, multiply
 from headrace.runtime.backends.cuda.sampling import sample
+from headrace.runtime.backends.cuda.staging import Staging
 from headrace.runtime.backends.cuda.weights import DeviceWeight, upload
 from headrace.runtime.models.architecture import Architecture
 from headrace.runtime.weights.tensor import Tensor
@@ -41,7 +42,7 @@ def products(run: Run) -> Iterator[Line]:
                 continue
             seen.add((outputs, inputs, format))
             tensor = random_tensor(random, format, outputs, inputs)
-            weight = upload([tensor], on.dtype, on.device)
+            weight = upload([tensor], on.dtype, Staging(on.device))
             for level in LEVELS if on.device.type == "cuda" else LEVELS[:1]:
                 taken = chosen(weight, level, on.processors, on.dtype, choices)
                 source = torch.randn(level, inputs, dtype=on.dtype, device=on.device)
@@ -103,6 +104,7 @@ def attention(run: Run) -> Iterator[Line]:
                     "us": spent * 1e6,
                     "share": streams * context * a_token / run.ceilings.read / spent,
                 }
+        yield from sharing(run, backend, tokens, a_token, layers)
         for prompt in sizes.prompts[:3] if kv == "f16" else ():
             if prompt + BLOCK > tokens or run.left < 5:
                 continue
@@ -116,6 +118,30 @@ def attention(run: Run) -> Iterator[Line]:
                 "share": operations / run.ceilings.products / spent,
             }
         backend.close()
+
+
+def sharing(
+    run: Run, backend: CUDABackend, tokens: int, a_token: int, layers: int
+) -> Iterator[Line]:
+    """Decodes behind one prefix: bytes of its KV, read once, over the bandwidth."""
+    for context in run.sizes.contexts:
+        for streams in run.sizes.batches[-2:]:
+            common = (context - 1) // BLOCK
+            if (common + streams) * BLOCK > tokens or run.left < 5:
+                continue
+            tables = np.empty((streams, common + 1), np.int32)
+            tables[:, :common] = np.arange(common)
+            tables[:, common] = common + np.arange(streams)
+            batch = step_batch([(common * BLOCK, 1)] * streams, 60, tables)
+            whole, alone = run.step(backend, batch)
+            spent = (alone if alone == alone else whole) / layers
+            yield {
+                "attention": f"{backend.kv.dtype} KV, one prefix",
+                "streams": streams,
+                "context": context,
+                "us": spent * 1e6,
+                "share": (common * BLOCK + streams) * a_token / run.ceilings.read / spent,
+            }
 
 
 def table_of(width: int) -> Tensor:

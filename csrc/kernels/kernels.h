@@ -63,7 +63,7 @@ constexpr std::size_t kTileScratch =
     2 * kTileBlocks * (2 * kBlock * kPanelRows / sizeof(float) + 2 * kPanelRows) +
     kTilePanels * kTileGroups * kTileRows * kPanelRows;
 
-enum class Gate : std::uint8_t { Silu, GeluTanh };
+enum class Gate : std::uint8_t { Silu, GeluTanh, Gelu, Relu, Tanh };
 
 // Columns [column, column + 16) of gated rows, in bfloat16; `column` is a multiple of 16.
 struct GatedColumns {
@@ -72,12 +72,20 @@ struct GatedColumns {
   Gate kind;
 };
 
+// Where `stride` is not 0, panels are rows of floats as they lie in their file, `rows` of each, 0..16.
+struct FloatRows {
+  Format format = Format::F32;
+  std::size_t stride = 0;  // bytes
+  int rows[2] = {};
+};
+
 // out[row, 0..cols) = source[row] · weight rows of one or two panels + bias, for rows [begin, end), the
 // activations and the unpacked weights rounded to bfloat16. Where `gated` has brains, they get the first
 // panel's products as a gate on the second's, and there is no `out` and no bias.
 struct BrainPanels {
   PanelKind kind;
   const std::uint8_t* panels[2];
+  FloatRows floats;
   Activations source;
   std::size_t begin, end;
   float* out;  // row 0, first column of the panel
@@ -114,13 +122,14 @@ struct Rotation {
   bool interleaved;
 };
 
-// One row: rotate its query and key heads in place, write key and value to the cache.
+// One row: rotate the query and key heads of the KV heads [first, last) in place, write their keys and values to the cache.
 struct RotateRow {
   float* qkv;
   const float* cosines;  // [pairs]
   const float* sines;
   Rotation rotation;
-  std::size_t heads;
+  std::size_t heads;  // of queries
+  std::size_t first, last;
   const CacheShape& cache;
   std::uint8_t* block;  // the block the row is written to
   std::size_t offset;   // in the block
@@ -213,6 +222,10 @@ struct Kernels {
   const char* integer;  // how bytes are multiplied; null: there are no integer kernels
   void (*norm)(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
                bool accumulate, std::size_t width);
+  // LayerNorm (arXiv 1607.06450) of residual, to which add_scale · add is added first; `add` and `bias` may be null.
+  void (*layer_norm)(float* out, float* residual, const float* add, float add_scale, const float* weight,
+                     const float* bias, float epsilon, std::size_t width);
+  void (*activate)(float* out, const float* source, Gate kind, std::size_t width);
   void (*gate_multiply)(float* out, const float* gate, const float* up, Gate kind, std::size_t width);
   // values · scale, then cap · tanh(value / cap) where cap is not 0.
   void (*cap)(float* values, std::size_t count, float scale, float cap);

@@ -19,6 +19,8 @@ const Kernels kKernels = {
     .integer = nullptr,
 #endif
     .norm = norm,
+    .layer_norm = layer_norm,
+    .activate = activate,
     .gate_multiply = gate_multiply,
     .cap = cap,
     .add = add,

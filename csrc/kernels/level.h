@@ -8,6 +8,9 @@ namespace headrace::HEADRACE_LEVEL {
 
 void norm(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
           bool accumulate, std::size_t width);
+void layer_norm(float* out, float* residual, const float* add, float add_scale, const float* weight, const float* bias,
+                float epsilon, std::size_t width);
+void activate(float* out, const float* source, Gate kind, std::size_t width);
 void gate_multiply(float* out, const float* gate, const float* up, Gate kind, std::size_t width);
 void cap(float* values, std::size_t count, float scale, float cap);
 void add(float* out, const float* bias, std::size_t width);

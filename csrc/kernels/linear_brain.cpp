@@ -1,4 +1,4 @@
-// Linear over packed weights in bfloat16 by AMX: for rows of given tokens, which come by the hundred.
+// Linear in bfloat16 by AMX: for rows of given tokens, which come by the hundred.
 //
 // Weights are unpacked to bfloat16 some hundred columns at a time, two panels beside each other, and
 // meet all rows while they lie in the L1 cache. Sums are float32, in an order that depends on the
@@ -59,6 +59,75 @@ void widen_panel(PanelKind kind, const std::uint8_t* block, std::size_t blocks, 
     case PanelKind::Q5Min: return widen_panel<PanelKind::Q5Min>(block, blocks, out);
     case PanelKind::Q6: return widen_panel<PanelKind::Q6>(block, blocks, out);
     case PanelKind::Q8: return widen_panel<PanelKind::Q8>(block, blocks, out);
+  }
+}
+
+// 32 floats as bfloat16, pairs in the lanes of a vector.
+template <Format FORMAT>
+inline __m512i brains_of(const std::uint8_t* from) {
+  if constexpr (FORMAT == Format::BF16) return _mm512_loadu_si512(from);
+  Vector first, second;
+  if constexpr (FORMAT == Format::F16) {
+    first = load_half(reinterpret_cast<const std::uint16_t*>(from));
+    second = load_half(reinterpret_cast<const std::uint16_t*>(from) + kLanes);
+  } else {
+    first = (Vector)_mm512_loadu_ps(from);
+    second = (Vector)_mm512_loadu_ps(from + 64);
+  }
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+}
+
+// Row n, lane k of 16 vectors to row k, lane n of the tile at `out`.
+inline void transpose(const __m512i (&rows)[16], std::uint8_t* out) {
+  __m512i pairs[16], fours[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  // Vector 4g + c: lanes c, c + 4, c + 8, c + 12 of rows 4g to 4g + 3.
+#pragma GCC unroll 4
+  for (int g = 0; g < 16; g += 4) {
+    fours[g] = _mm512_unpacklo_epi64(pairs[g], pairs[g + 2]);
+    fours[g + 1] = _mm512_unpackhi_epi64(pairs[g], pairs[g + 2]);
+    fours[g + 2] = _mm512_unpacklo_epi64(pairs[g + 1], pairs[g + 3]);
+    fours[g + 3] = _mm512_unpackhi_epi64(pairs[g + 1], pairs[g + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i low = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0x88);  // lanes c and c + 8
+    const __m512i high = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0xdd);
+    const __m512i low2 = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0x88);
+    const __m512i high2 = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0xdd);
+    _mm512_store_si512(out + 64 * c, _mm512_shuffle_i32x4(low, low2, 0x88));
+    _mm512_store_si512(out + 64 * (c + 8), _mm512_shuffle_i32x4(low, low2, 0xdd));
+    _mm512_store_si512(out + 64 * (c + 4), _mm512_shuffle_i32x4(high, high2, 0x88));
+    _mm512_store_si512(out + 64 * (c + 12), _mm512_shuffle_i32x4(high, high2, 0xdd));
+  }
+}
+
+template <Format FORMAT>
+void widen_rows(const std::uint8_t* from, std::size_t stride, int count, std::size_t blocks, std::uint8_t* out) {
+  constexpr std::size_t kBytes = FORMAT == Format::F32 ? 4 * kBlock : 2 * kBlock;
+  __m512i rows[16] = {};
+  for (std::size_t b = 0; b < blocks; ++b, from += kBytes, out += kTileBytes) {
+    for (int row = 0; row < count; ++row) rows[row] = brains_of<FORMAT>(from + static_cast<std::size_t>(row) * stride);
+    transpose(rows, out);
+  }
+}
+
+// `blocks` blocks of panel `i` of a job, from block `first` on.
+void widen_part(const BrainPanels& job, int i, std::size_t first, std::size_t blocks, std::uint8_t* out) {
+  const FloatRows& floats = job.floats;
+  if (!floats.stride) {
+    const std::size_t bytes = static_cast<std::size_t>(panel_block_bytes(job.kind));
+    return widen_panel(job.kind, job.panels[i] + first * bytes, blocks, out);
+  }
+  const std::uint8_t* from = job.panels[i] + row_bytes(floats.format, first * kBlock);
+  switch (floats.format) {
+    case Format::BF16: return widen_rows<Format::BF16>(from, floats.stride, floats.rows[i], blocks, out);
+    case Format::F16: return widen_rows<Format::F16>(from, floats.stride, floats.rows[i], blocks, out);
+    default: return widen_rows<Format::F32>(from, floats.stride, floats.rows[i], blocks, out);
   }
 }
 
@@ -209,8 +278,7 @@ class Panels {
     for (std::size_t at = 0; at < parts_.all; at += parts_.blocks) {
       const std::size_t count = parts_.all - at < parts_.blocks ? parts_.all - at : parts_.blocks;
       for (int i = 0; i < WIDE; ++i) {
-        widen_panel(job_.kind, job_.panels[i] + at * static_cast<std::size_t>(panel_block_bytes(job_.kind)), count,
-                    weights_ + static_cast<std::size_t>(i) * count * kTileBytes);
+        widen_part(job_, i, at, count, weights_ + static_cast<std::size_t>(i) * count * kTileBytes);
       }
       settle();
       for (std::size_t row = from_; row < job_.end; row += 2 * kTileRows) part(at, count, row);

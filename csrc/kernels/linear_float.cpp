@@ -1,4 +1,5 @@
-// Linear in float32 over any format: weights are unpacked some columns at a time and used by every row.
+// Linear in float32 over any format: weights are unpacked some columns at a time and used by every row. Floats
+// that one row or two alone meet are read where they lie. Sums have one order, however a row's weights are read.
 #include "level.h"
 #include "vector.h"
 
@@ -6,6 +7,9 @@ namespace headrace::HEADRACE_LEVEL {
 
 namespace {
 
+constexpr std::size_t kFew = 2;  // rows, for which unpacking does not pay
+constexpr int kBeside = 4;       // weight rows that are read at once
+constexpr std::size_t kAhead = 4096;  // bytes of a weight row: its memory comes that much before it is used
 constexpr int kTall = kLanes == 16 ? 6 : 4, kWide = kLanes == 16 ? 4 : 2;  // rows and weight rows whose sums fit the registers
 
 void unpack(Format format, const std::uint8_t* from, std::size_t count, float* out) {
@@ -53,6 +57,55 @@ void multiply(const float* source, std::size_t stride, const float* weights, std
   }
 }
 
+template <Format FORMAT>
+inline Vector load_as(const std::uint8_t* weights, std::size_t i) {
+  if constexpr (FORMAT == Format::BF16) {
+    typedef std::uint16_t Words __attribute__((vector_size(kLanes * 2)));
+    Words words;
+    __builtin_memcpy(&words, weights + 2 * i, sizeof words);
+    return (Vector)(__builtin_convertvector(words, IntVector) << 16);
+  }
+#if defined(__AVX2__)
+  if constexpr (FORMAT == Format::F16) return load_half(reinterpret_cast<const std::uint16_t*>(weights) + i);
+#endif
+  return load(reinterpret_cast<const float*>(weights) + i);
+}
+
+// As `multiply` of one row, of weight rows that are read as they lie.
+template <Format FORMAT, int WEIGHTS>
+void multiply_there(const FloatPanel& job, const float* source, int w, std::size_t at, std::size_t count, float* out) {
+  const std::uint8_t* weights = job.weight + static_cast<std::size_t>(w) * job.weight_stride + row_bytes(FORMAT, at);
+  Vector sums[WEIGHTS] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vector left = load(source + i);
+    for (int v = 0; v < WEIGHTS; ++v) {
+      __builtin_prefetch(weights + v * job.weight_stride + row_bytes(FORMAT, i) + kAhead);
+      sums[v] += left * load_as<FORMAT>(weights + v * job.weight_stride, i);
+    }
+  }
+  for (int v = 0; v < WEIGHTS; ++v) {
+    float rest[kLanes], total = sum(sums[v]);
+    unpack(FORMAT, weights + v * job.weight_stride + row_bytes(FORMAT, i), count - i, rest);
+    for (std::size_t j = i; j < count; ++j) total += source[j] * rest[j - i];
+    out[v] = at ? out[v] + total : total;
+  }
+}
+
+template <Format FORMAT>
+void panel_there(const FloatPanel& job) {
+  for (std::size_t at = 0; at < job.columns; at += kFloatColumns) {
+    const std::size_t count = job.columns - at < kFloatColumns ? job.columns - at : kFloatColumns;
+    for (std::size_t row = job.begin; row < job.end; ++row) {
+      const float* source = job.source + row * job.source_stride + at;
+      float* out = job.out + row * job.stride;
+      int w = 0;
+      for (; w + kBeside <= job.cols; w += kBeside) multiply_there<FORMAT, kBeside>(job, source, w, at, count, out + w);
+      for (; w < job.cols; ++w) multiply_there<FORMAT, 1>(job, source, w, at, count, out + w);
+    }
+  }
+}
+
 template <int ROWS>
 void multiply_rows(const FloatPanel& job, std::size_t row, std::size_t at, std::size_t count) {
   const float* source = job.source + row * job.source_stride + at;
@@ -69,6 +122,13 @@ void multiply_rows(const FloatPanel& job, std::size_t row, std::size_t at, std::
 }  // namespace
 
 void float_panel(const FloatPanel& job) {
+  if (job.end - job.begin <= kFew) {
+    if (job.format == Format::BF16) return panel_there<Format::BF16>(job);
+    if (job.format == Format::F32) return panel_there<Format::F32>(job);
+#if defined(__AVX2__)
+    if (job.format == Format::F16) return panel_there<Format::F16>(job);
+#endif
+  }
   for (std::size_t at = 0; at < job.columns; at += kFloatColumns) {
     const std::size_t count = job.columns - at < kFloatColumns ? job.columns - at : kFloatColumns;
     for (int w = 0; w < job.cols; ++w) {

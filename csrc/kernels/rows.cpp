@@ -30,6 +30,38 @@ void norm(float* out, float* residual, const float* add, float add_scale, const 
   for (; i < width; ++i) out[i] = (accumulate ? out[i] : 0) + residual[i] * scale * weight[i];
 }
 
+void layer_norm(float* out, float* residual, const float* add, float add_scale, const float* weight, const float* bias,
+                float epsilon, std::size_t width) {
+  if (add) {
+    for (std::size_t i = 0; i < width; ++i) residual[i] += add[i] * add_scale;
+  }
+  Vector sums{}, squares{};
+  float rest = 0;
+  std::size_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) sums += load(residual + i);
+  for (; i < width; ++i) rest += residual[i];
+  const float mean = (sum(sums) + rest) / static_cast<float>(width);
+  rest = 0;
+  for (i = 0; i + kLanes <= width; i += kLanes) {
+    const Vector value = load(residual + i) - mean;
+    squares += value * value;
+  }
+  for (; i < width; ++i) rest += (residual[i] - mean) * (residual[i] - mean);
+  const float scale = 1.0f / __builtin_sqrtf((sum(squares) + rest) / static_cast<float>(width) + epsilon);
+  for (i = 0; i < width; ++i) out[i] = (residual[i] - mean) * scale * weight[i];
+  for (i = 0; bias && i < width; ++i) out[i] += bias[i];
+}
+
+void activate(float* out, const float* source, Gate kind, std::size_t width) {
+  std::size_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) store(out + i, activate(load(source + i), kind));
+  if (i == width) return;
+  float padded[kLanes] = {};
+  for (std::size_t j = i; j < width; ++j) padded[j - i] = source[j];
+  store(padded, activate(load(padded), kind));
+  for (std::size_t j = i; j < width; ++j) out[j] = padded[j - i];
+}
+
 void gate_multiply(float* out, const float* gate, const float* up, Gate kind, std::size_t width) {
   std::size_t i = 0;
   for (; i + kLanes <= width; i += kLanes) store(out + i, activate(load(gate + i), kind) * load(up + i));

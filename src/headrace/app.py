@@ -61,6 +61,7 @@ from headrace.router.latency import Load, Speeds
 TELL = 0.25  # seconds between two times that a process says what it has counted
 GRACE = 10.0  # seconds that running calls are given when the server stops
 COLLECT_AFTER = (10_000, 20, 20)  # new objects, and collections of each younger generation
+SWITCH = 0.0005  # seconds
 KEEP_ALIVE = 75  # seconds; longer than clients keep an idle connection
 
 
@@ -313,6 +314,11 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
+    # The threads that move records and read databases give the event loop its turn this soon.
+    sys.setswitchinterval(SWITCH)
+    # asyncio keeps a list of every generator, to close those that nobody does; here all are closed
+    # by who began them, and a call has several.
+    sys.set_asyncgen_hooks(firstiter=None)
 
 
 class _Server(uvicorn.Server):

@@ -20,7 +20,10 @@ LONG: Mapping[str, str] = {
     f"{KERNELS}/attention.py:attend_tiles": "a third of it is its launch",
 }
 # Where functions may take as many parameters as they like, and why.
-WIDE: Mapping[str, str] = {KERNELS: "a kernel's parameters are its launch: no records"}
+WIDE: Mapping[str, str] = {
+    KERNELS: "a kernel's parameters are its launch: no records",
+    "src/headrace/cli/serve.py:serve": "a command's parameters are its options",
+}
 # What may import inside a function, and why.
 LAZY: Mapping[str, str] = {}
 
@@ -86,7 +89,7 @@ def test_a_function_takes_few_parameters() -> None:
         for function in functions(tree(path))
         if parameters(function) > PARAMETERS
     ]
-    assert many == []
+    assert [place for place in many if place not in WIDE] == []
 
 
 def test_imports_stand_at_the_top() -> None:
@@ -153,6 +156,8 @@ def test_the_import_contracts_hold() -> None:
 def test_every_exception_is_still_needed() -> None:
     names = {name_of(path) for path in FILES}
     for place in WIDE:
-        assert (ROOT / place).is_dir(), f"{place} is gone: remove it from the list"
+        assert (ROOT / place.partition(":")[0]).exists(), (
+            f"{place} is gone: remove it from the list"
+        )
     for place in [*LONG, *LAZY]:
         assert place.partition(":")[0] in names, f"{place} is gone: remove it from the list"

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from headrace.config.schema import Configuration, Log, Match, Model, Price, Route, UpstreamProvider
-from headrace.gateway.key_admin import Wish
+from headrace.gateway.key_admin import NewKey
 from tests.fakes.gateway import Running, running
 from tests.fakes.upstream import (
     JSON,
@@ -211,6 +211,7 @@ async def test_speech_that_breaks_is_seen_to_be_cut(
     await gateway.idle()
     (record,) = await gateway.records()
     assert (record.status, record.error_code) == ("error", "upstream_error")
+    assert record.cost == pytest.approx(2 * 15 / 1e6)  # it was spoken, as far as anybody knows
     assert not caplog.records
 
 
@@ -263,7 +264,7 @@ async def test_a_budget_that_does_not_cover_an_image_buys_none(
     client: openai.AsyncOpenAI, first: FakeUpstream, gateway: Running
 ) -> None:
     keyring = gateway.app.services.keyring
-    _, secret = keyring.opened().create(Wish(name="poor", budget=0.05).key())
+    _, secret = keyring.opened().create(NewKey(name="poor", budget=0.05).key())
     keyring.refresh()
     poor = client.with_options(api_key=secret)
     first.answer(said(IMAGES))

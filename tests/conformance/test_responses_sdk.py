@@ -10,6 +10,8 @@ import openai
 import pytest
 
 from headrace.config.schema import Configuration, Log, Model
+from headrace.gateway.key_admin import NewKey
+from tests.conformance.conftest import upstreams
 from tests.conformance.test_anthropic_sdk import (
     parallel_of_anthropic,
     parallel_of_openai,
@@ -124,6 +126,64 @@ async def test_a_deleted_response_is_gone(client: openai.AsyncOpenAI) -> None:
     await client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(first.id)
+
+
+async def test_what_a_response_answers_can_be_listed(
+    client: openai.AsyncOpenAI, gpt: FakeUpstream
+) -> None:
+    gpt.answer(parallel_of_openai(), chat("Rain."))
+    first = await client.responses.create(
+        model="gpt", input="Weather?", instructions="Be brief.", tools=[TOOL]
+    )
+    output: Any = [{"type": "function_call_output", "call_id": "toolu_1", "output": "rain"}]
+    second = await client.responses.create(model="gpt", input=output, previous_response_id=first.id)
+    listed = client.responses.input_items.list(second.id, limit=2, order="asc")
+    items: list[Any] = [item async for item in listed]  # page by page
+    assert [item.type for item in items] == [
+        "message", "message", *["function_call"] * 3, "function_call_output",
+    ]  # fmt: skip
+    assert items[0].content[0].text == "Weather?"
+    assert items[2].arguments.replace(" ", "") == '{"city":"Ulm"}'
+    assert items[-1].output == "rain"
+    newest = await client.responses.input_items.list(second.id, limit=1)
+    assert newest.data[0].type == "function_call_output"
+
+
+async def test_a_response_is_its_keys_alone(client: openai.AsyncOpenAI, gateway: Running) -> None:
+    keyring = gateway.app.services.keyring
+    store = keyring.opened()
+    secrets = [store.create(NewKey(name=name).key())[1] for name in ("one", "two")]
+    keyring.refresh()
+    one, two = (client.with_options(api_key=secret) for secret in secrets)
+    first = await one.responses.create(model="gpt", input="Hi")
+    asked: Any = {"model": "gpt", "input": "x", "previous_response_id": first.id}
+    for call in (
+        two.responses.retrieve(first.id),
+        two.responses.delete(first.id),
+        two.responses.input_items.list(first.id),
+        two.responses.create(**asked),
+    ):
+        with pytest.raises(openai.NotFoundError, match="no response"):
+            await call
+    await one.responses.create(**asked)
+    await one.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        await one.responses.create(**asked)
+
+
+async def test_a_conversation_goes_on_after_a_restart(
+    claude: FakeUpstream, gpt: FakeUpstream, tmp_path: Path
+) -> None:
+    id = None
+    for said in ("My name is Ada.", "What is my name?"):
+        async with (
+            running(upstreams(tmp_path, claude, gpt)) as gateway,
+            openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client,
+        ):
+            answer = await client.responses.create(model="gpt", input=said, previous_response_id=id)
+            id = answer.id
+    told = [turn["content"] for turn in gpt.received[1].body["messages"]]
+    assert told == ["My name is Ada.", "Hello world", "What is my name?"]
 
 
 async def test_a_cut_stream_ends_as_failed(client: openai.AsyncOpenAI, gpt: FakeUpstream) -> None:

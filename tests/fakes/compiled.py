@@ -57,15 +57,25 @@ CODES = {"weight": "*u8", "scales": F32, "row_scales": F32, "codes": "*u8"}
 def compile_kernel(
     chip: int, kernel: Any, constants: Mapping[str, Any], types: Mapping[str, str] = {}
 ) -> None:
-    """Compile to machine code. Raises what Triton raises."""
+    """Compile to machine code. Raises what Triton raises.
+
+    Raises AssertionError where the kernel is to be launched before those before it are over, but
+    does not wait for them before it writes; or the other way about.
+    """
     names = kernel.arg_names
+    if "CHAINED" in names:
+        constants = {**constants, "CHAINED": chip >= 90}
     known = {**TYPES, **types}
     source = ASTSource(
         kernel,
         {name: "constexpr" if name in constants else known.get(name, "i32") for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
     )
-    triton.compile(source, target=GPUTarget("cuda", chip, 32))
+    found = triton.compile(source, target=GPUTarget("cuda", chip, 32)).asm["ptx"]
+    wait, first = found.find("griddepcontrol.wait"), found.find("st.global")
+    chained = bool(constants.get("CHAINED"))
+    assert (0 <= wait < first) == chained, f"{kernel.__name__} waits at {wait}, writes at {first}"
+    assert ("griddepcontrol" in found) == chained, kernel.__name__
 
 
 def compile_all(chip: int) -> None:

@@ -156,3 +156,58 @@ def refusal(dialect: str, message: str) -> bytes:
         case _:
             told = {"error": {"message": message, "type": "x", "param": None, "code": None}}
     return json.dumps(told).encode()
+
+
+ENDS: Mapping[str, tuple[str, str, str]] = {  # stop, length, content filter
+    "anthropic": ("end_turn", "max_tokens", "refusal"),
+    "gemini": ("STOP", "MAX_TOKENS", "SAFETY"),
+    "bedrock": ("end_turn", "max_tokens", "guardrail_intervened"),
+    "cohere": ("COMPLETE", "MAX_TOKENS", "ERROR_TOXIC"),
+}
+
+
+def ended(dialect: str, reason: str) -> Script:
+    """The text "Hi.", ended by `reason` (stop, length or content_filter); usage 7 in, of which 3
+    were read from a cache, and 5 out."""
+    reasons = ("stop", "length", "content_filter")
+    word = ENDS.get(dialect, reasons)[reasons.index(reason)]
+    match dialect:
+        case "anthropic":
+            usage = {"input_tokens": 4, "cache_read_input_tokens": 3, "output_tokens": 1}
+            end = anthropic.end(word, output_tokens=5)
+            parts = [anthropic.start(usage), *anthropic.text_block(0, "Hi."), *end]
+        case "gemini":
+            content = {"role": "model", "parts": [{"text": "Hi."}]}
+            counts = {"promptTokenCount": 7, "candidatesTokenCount": 5}
+            counts |= {"cachedContentTokenCount": 3, "totalTokenCount": 12}
+            candidate = {"content": content, "finishReason": word, "index": 0}
+            parts = [sse({"candidates": [candidate], "usageMetadata": counts})]
+        case "bedrock":
+            told = {"inputTokens": 4, "outputTokens": 5, "cacheReadInputTokens": 3}
+            delta = {"contentBlockIndex": 0, "delta": {"text": "Hi."}}
+            parts = [
+                amazon("messageStart", {"role": "assistant"}),
+                amazon("contentBlockDelta", delta),
+                amazon("contentBlockStop", {"contentBlockIndex": 0}),
+                amazon("messageStop", {"stopReason": word}),
+                amazon("metadata", {"usage": {**told, "totalTokens": 12}}),
+            ]
+        case "cohere":
+            text = {"message": {"content": {"text": "Hi."}}}
+            counted = {"tokens": {"input_tokens": 7, "output_tokens": 5}, "cached_tokens": 3}
+            end_ = {"finish_reason": word, "usage": counted}
+            parts = [
+                sse({"type": "message-start", "id": "1", "delta": {}}),
+                sse({"type": "content-delta", "index": 0, "delta": text}),
+                sse({"type": "message-end", "delta": end_}),
+            ]
+        case _:
+            usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+            cached = {"prompt_tokens_details": {"cached_tokens": 3}}
+            parts = [
+                chunk({"content": "Hi."}),
+                chunk({}, word),
+                usage_chunk({**usage, **cached}),
+                DONE,
+            ]
+    return Script(parts, headers=headers(dialect))

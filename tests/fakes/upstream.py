@@ -142,6 +142,7 @@ class FakeUpstream:
     def __init__(self) -> None:
         self.received: list[Received] = []
         self._scripts: list[Script] = [chat("Hello", " world")]
+        self._at: dict[str, Script] = {}
         self._used = 0
         self._arrived = asyncio.Condition()
         self._connections: set[asyncio.Task[None]] = set()
@@ -161,6 +162,10 @@ class FakeUpstream:
     def answer(self, *scripts: Script) -> None:
         """Answer the coming requests by `scripts`, in order; the last one stays."""
         self._scripts, self._used = list(scripts), 0
+
+    def answer_at(self, path: str, script: Script) -> None:
+        """Answer every request of this path by `script`."""
+        self._at[path] = script
 
     async def arrived(self, count: int = 1) -> Received:
         """Wait until `count` requests came in; the latest of them."""
@@ -202,8 +207,10 @@ class FakeUpstream:
     ) -> bool:
         """Serve one request; whether the connection can serve another."""
         request = await self._read(reader, number)
-        script = self._scripts[min(self._used, len(self._scripts) - 1)]
-        self._used += 1
+        script = self._at.get(request.path)
+        if script is None:
+            script = self._scripts[min(self._used, len(self._scripts) - 1)]
+            self._used += 1
         async with self._arrived:
             self.received.append(request)
             self._arrived.notify_all()

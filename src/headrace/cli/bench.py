@@ -9,7 +9,7 @@ import typer
 
 from headrace.cli.engine import loaded
 from headrace.cli.errors import CommandError
-from headrace.cli.options import QuantizationOption
+from headrace.cli.options import QuantizationOption, TensorParallelOption
 from headrace.config.schema import DEFAULT_MODEL
 from headrace.runtime.engine import Engine
 from headrace.runtime.request import Finish, SamplingParameters
@@ -22,6 +22,7 @@ RUNS = 3
 def bench(
     model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT_MODEL,
     quantization: QuantizationOption = None,
+    tensor_parallel: TensorParallelOption = None,
 ) -> None:
     """Measure tokens per second, one request at a time: the median of three runs.
 
@@ -29,7 +30,7 @@ def bench(
     headrace bench
     headrace bench ./model --quantization int4
     """
-    with loaded(model, quantization) as engine:
+    with loaded(model, quantization, tensor_parallel) as engine:
         prompt = min(PROMPT, engine.context - ANSWER)
         if prompt < 1:
             raise CommandError(f"the context of {model} is too short to measure")

@@ -11,7 +11,7 @@ import typer
 
 from headrace.cli.engine import loaded
 from headrace.cli.errors import CommandError
-from headrace.cli.options import QuantizationOption
+from headrace.cli.options import QuantizationOption, TensorParallelOption
 from headrace.config.schema import DEFAULT_MODEL
 from headrace.runtime.request import Finish, Output, Prompt, SamplingParameters
 
@@ -27,6 +27,7 @@ def run(
     model: Annotated[str, typer.Argument(help="Model reference.")],
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     quantization: QuantizationOption = None,
+    tensor_parallel: TensorParallelOption = None,
 ) -> None:
     """Answer one prompt and stop. The same prompt gives the same answer (temperature 0).
 
@@ -35,7 +36,7 @@ def run(
     \b
     headrace run smollm2-135m "What is the capital of France?"
     """
-    with loaded(model, quantization) as engine:
+    with loaded(model, quantization, tensor_parallel) as engine:
         asked: Prompt = [{"role": "user", "content": prompt}]
         limit = LONGEST_ANSWER
         if not engine.checkpoint.chats:
@@ -48,6 +49,7 @@ def run(
 def chat(
     model: Annotated[str, typer.Argument(help="Model reference.")] = DEFAULT_MODEL,
     quantization: QuantizationOption = None,
+    tensor_parallel: TensorParallelOption = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, /clear starts anew, Ctrl-D leaves.
 
@@ -57,7 +59,7 @@ def chat(
     headrace chat
     headrace chat ./model.gguf
     """
-    with loaded(model, quantization) as engine:
+    with loaded(model, quantization, tensor_parallel) as engine:
         chats = engine.checkpoint.chats
         limit = LONGEST_ANSWER if chats else LONGEST_CONTINUATION
         sampling = SamplingParameters(limit, temperature=0.7, top_p=0.95)

@@ -9,7 +9,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,12 +24,16 @@ from headrace.config.load import ConfigurationError
 from headrace.config.schema import DEFAULT_MODEL, LOCAL, Server
 from headrace.registry.home import home
 from headrace.registry.pull import local_path, pulled
-from headrace.runtime.backends.choice import importable
+from headrace.runtime.backends.choice import gpus, importable
 from headrace.runtime.embedding import Encoder, is_encoder
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.layout import table
+from headrace.runtime.models.assembly import decoder_program
+from headrace.runtime.models.program import Program
+from headrace.runtime.models.sharding import fitting
 from headrace.runtime.options import Quantization
 from headrace.runtime.processors import usable_processors
+from headrace.runtime.weights.tensor import Tensor
 
 LITTLE_ROOM = 2e9  # bytes; a small model and its download fit
 FEATURES = (
@@ -60,7 +64,10 @@ def doctor(
     headrace doctor ./model.gguf
     """
     wrong = False
-    findings = _findings() if model is None else chain([_backend()], _kernels(model, quantization))
+    if model is None:
+        findings = _findings()
+    else:
+        findings = chain([_backend()], _kernels(model, quantization, elsewhere=True))
     for finding in findings:
         mark = " " if finding.advice is None else "!"
         typer.echo(f"{mark} {finding.name:<15}{finding.text}")
@@ -78,6 +85,7 @@ def _findings() -> Iterator[Finding]:
     yield Finding("processors", f"{usable_processors()} usable of {os.cpu_count()}")
     yield Finding("features", " ".join(_features()) or "none that the kernels know")
     yield _backend()
+    yield _gpus()
     yield from _configuration()
     yield from _models()
     yield _disk()
@@ -96,6 +104,12 @@ def _backend() -> Finding:
         return Finding("backend", f"cpu at level {forced}, because HEADRACE_CPU_LEVEL says so")
     rest = f"; it also runs {', '.join(levels[1:])}" if levels[1:] else ""
     return Finding("backend", f"cpu at level {levels[0]}, the best of this processor{rest}")
+
+
+def _gpus() -> Finding:
+    count = gpus()
+    shared = "; --tensor-parallel shares a model among them" if count > 1 else ""
+    return Finding("gpus", f"{count} of NVIDIA{shared}")
 
 
 def _configuration() -> Iterator[Finding]:
@@ -133,8 +147,11 @@ def _models() -> Iterator[Finding]:
         yield from _kernels(DEFAULT_MODEL, None)
 
 
-def _kernels(model: str, quantization: Quantization | None) -> Iterator[Finding]:
-    """Which format and kernel each op of a model gets, and why."""
+def _kernels(
+    model: str, quantization: Quantization | None, *, elsewhere: bool = False
+) -> Iterator[Finding]:
+    """Which format and kernel each op of a model gets, and why; `elsewhere`: on GPUs, too, where
+    there are none."""
     path = local_path(model)
     if path is None:
         yield Finding("model", f"{model} is not here", f"headrace pull {model}")
@@ -144,13 +161,28 @@ def _kernels(model: str, quantization: Quantization | None) -> Iterator[Finding]
             layout = Encoder.load(path).layout
         else:
             with Engine.load(path, EngineOptions(quantization=quantization)) as engine:
-                layout = engine.layout
+                layout, whole = engine.layout, engine.checkpoint
+            parts = fitting(decoder_program(whole.architecture), whole.weights)
+            yield Finding("parts", f"--tensor-parallel {', '.join(map(str, parts))}")
     except (OSError, ValueError, MemoryError) as error:
         yield Finding("kernels", f"{model} does not load: {error}", f"headrace pull {model}")
         return
     yield Finding("kernels", f"{model} on {layout.backend}: {layout.because}")
     for line in table(layout.lines):
         yield Finding("", line)
+    if elsewhere and not gpus() and not is_encoder(path):
+        yield from _on_gpus(decoder_program(whole.architecture), whole.weights)
+
+
+def _on_gpus(program: Program, weights: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """What GPUs would run, by what they are able to."""
+    if importable("cuda") is None:
+        yield Finding("gpus", "none, and their backend is not installed: pip install headrace[gpu]")
+        return
+    told = importlib.import_module("headrace.runtime.backends.cuda.told")
+    for capability, kernels in told.would_run(program, weights).items():
+        said = "; ".join(f"{what}: {kernel}" for what, kernel in kernels.items())
+        yield Finding("gpus", f"none; one of capability {capability} would run {said}")
 
 
 def _disk() -> Finding:

@@ -13,7 +13,7 @@ import typer
 from headrace.app import data_directory
 from headrace.cli.configuration import choose
 from headrace.cli.errors import CommandError
-from headrace.gateway.key_admin import Wish
+from headrace.gateway.key_admin import NewKey
 from headrace.gateway.keystore import Key, KeyExists, KeyStore
 from headrace.observability.moment import parse_moment
 
@@ -57,7 +57,7 @@ def create(
         "expires": None if expires is None else _moment(expires, time.time()),
     }
     try:
-        wish = msgspec.convert(fields, Wish)
+        wish = msgspec.convert(fields, NewKey)
         made, secret = _store(config).create(wish.key())
     except msgspec.ValidationError as error:
         raise CommandError(str(error)) from None

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,13 @@ import headrace
 from headrace import app as platform
 from headrace.cli.configuration import changed, choose
 from headrace.cli.errors import CommandError, one_line
-from headrace.cli.options import KVOption, QuantizationOption
-from headrace.cli.progress import shown
+from headrace.cli.options import (
+    KVOption,
+    OffloadOption,
+    QuantizationOption,
+    TensorParallelOption,
+)
+from headrace.config.check import SIZE_EXPECTED
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import SecretError
@@ -36,6 +42,8 @@ from headrace.runtime.options import KVChoice, Quantization
 from headrace.runtime.process import EngineFailed, EngineProcess
 from headrace.workers import Post, Workers
 
+# Imported where there is something to fetch: what draws bars takes megabytes of every server.
+PROGRESS = "headrace.cli.progress"
 _QUESTION = "What is the capital of France?"
 # A first call of a model, by what it is for: path and body.
 TRY: Mapping[str, tuple[str, dict[str, object]]] = {
@@ -49,7 +57,7 @@ TRY: Mapping[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def serve(
+def serve(  # noqa: PLR0913 (each is an option)
     config: Annotated[
         Path | None,
         typer.Argument(help="Configuration file. Default: ./headrace.yaml, else built in."),
@@ -63,10 +71,12 @@ def serve(
     ] = None,
     quantization: QuantizationOption = None,
     kv: KVOption = None,
+    kv_offload: OffloadOption = None,
     draft: Annotated[
         str | None,
         typer.Option(metavar="REF", help="A smaller model of the same vocabulary, to speed up."),
     ] = None,
+    tensor_parallel: TensorParallelOption = None,
     workers: Annotated[
         int, typer.Option(min=1, max=MOST_WORKERS, help="Processes, where no model is local.")
     ] = 1,
@@ -84,9 +94,15 @@ def serve(
     def read() -> Loaded:
         chosen = choose(config, model)
         chosen = _rounded(_with_address(chosen, host, port), quantization, kv)
-        if draft is None:
+        asked = {"draft": draft, "tensor_parallel": tensor_parallel, "kv_offload": kv_offload}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if not given:
             return chosen
-        engine = replace(chosen.configuration.engine, draft=draft)
+        engine = replace(chosen.configuration.engine, **given)
+        try:
+            _ = engine.kv_offload_bytes
+        except ValueError:
+            raise CommandError(f"--kv-offload {kv_offload}: {SIZE_EXPECTED}.") from None
         return changed(chosen, replace(chosen.configuration, engine=engine))
 
     loaded = read()
@@ -230,7 +246,9 @@ def _pull(configuration: Configuration) -> dict[str, Path]:
     sources = {m.source for m in local} | {m.adapter for m in local if m.adapter is not None}
     if local and configuration.engine.draft is not None:
         sources.add(configuration.engine.draft)
-    with shown() as progress:
+    if not sources:
+        return {}
+    with import_module(PROGRESS).shown() as progress:
         return {source: pull(source, progress) for source in sorted(sources)}
 
 

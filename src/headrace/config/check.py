@@ -24,6 +24,7 @@ from headrace.config.suggestion import suggestion
 # Says what is wrong with a local model's reference, None if nothing is.
 SourceFault = Callable[[str], str | None]
 
+SIZE_EXPECTED = "expected a size such as 512MiB or 8GiB"
 _NAME = re.compile(r"[\x20-\x7e]{1,128}")
 
 
@@ -227,10 +228,11 @@ def _address_fault(address: str) -> str | None:
 
 
 def _memory(configuration: Configuration) -> Iterator[tuple[Path, str]]:
-    try:
-        _ = configuration.engine.memory_bytes
-    except ValueError:
-        yield ("engine", "memory"), "expected a size such as 512MiB or 8GiB"
+    for field in ("memory", "kv_offload"):
+        try:
+            getattr(configuration.engine, f"{field}_bytes")
+        except ValueError:
+            yield ("engine", field), SIZE_EXPECTED
 
 
 def _models(configuration: Configuration, source_fault: SourceFault) -> Iterator[tuple[Path, str]]:

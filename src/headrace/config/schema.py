@@ -125,8 +125,13 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def known(self) -> bool:
         """Whether it says anything."""
-        given = (self.input, self.output, self.image, self.minute, self.characters)
-        return any(price is not None for price in given)
+        return (
+            self.input is not None
+            or self.output is not None
+            or self.image is not None
+            or self.minute is not None
+            or self.characters is not None
+        )
 
 
 EndpointName = Literal[
@@ -254,10 +259,12 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     kv_tokens: Count | None = None  # null: what a GPU has room for, elsewhere 32,768
     kv: Literal["auto", "f16", "int8", "fp8"] = "auto"  # entries of the KV cache
     memory: str | None = None  # of all models together, as "8GiB"; null: what there really is
+    kv_offload: str | None = None  # host memory for KV that a GPU has to give away, as "16GiB"
     quantization: Literal["int8", "int4", "fp8"] | None = (
         None  # of float weights, when they are loaded
     )
     draft: str | None = None  # a reference: a smaller model of the same vocabulary drafts tokens
+    tensor_parallel: Count = 1  # GPUs that share each model
     max_batch_tokens: Count = 512
     max_sequences: Count = 64
     max_waiting: Count = 1024
@@ -266,6 +273,11 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     def memory_bytes(self) -> int | None:
         """`memory` in bytes. Raises ValueError."""
         return None if self.memory is None else _bytes(self.memory)
+
+    @property
+    def kv_offload_bytes(self) -> int:
+        """`kv_offload` in bytes. Raises ValueError."""
+        return 0 if self.kv_offload is None else _bytes(self.kv_offload)
 
 
 def _bytes(text: str) -> int:

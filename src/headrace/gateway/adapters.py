@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class AddedAdapter:
     """An adapter that was loaded while serving: its name, its model's, and its reference."""
 
     name: str
@@ -66,7 +66,7 @@ class Adapters:
         self._directory = directory
         self._local = local
         self._fetch = fetch
-        self._added: dict[str, Added] = {}
+        self._added: dict[str, AddedAdapter] = {}
         self._models: dict[str, Model] = {}  # as they are served, by the same names
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -84,7 +84,7 @@ class Adapters:
 
     async def load(self, request: Request) -> Response:
         """Load one, in the place of the one that was loaded here under its name before."""
-        added = Added(**await read_fields(request, "name", "model", "adapter"))
+        added = AddedAdapter(**await read_fields(request, "name", "model", "adapter"))
         base = self._base(added)
         try:
             path = await asyncio.to_thread(self._fetch, added.adapter)
@@ -135,7 +135,7 @@ class Adapters:
             return configuration
         return structs.replace(configuration, models={**configuration.models, **models})
 
-    def _base(self, added: Added) -> Model:
+    def _base(self, added: AddedAdapter) -> Model:
         """The model under an adapter. Raises InvalidField, ModelNotFound."""
         configuration = self._services.configuration
         if NAME.fullmatch(added.name) is None:

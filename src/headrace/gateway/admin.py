@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.gateway.admission import check_type, read_body
+from headrace.gateway.disconnect import ClientGone
 from headrace.protocol.errors import InvalidField, PermissionDenied
 from headrace.protocol.json import decode_object
 
@@ -28,9 +29,15 @@ def guarded(handler: Handler) -> Handler:
     """The handler for callers of this machine, and those who hold the admin key (`gateway.door`);
     others get PermissionDenied."""
 
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ClientGone:
+            return Response(status_code=499)  # nobody reads it
+
     async def guard(request: Request) -> Response:
         if request.scope.get(ADMIN):
-            return await handler(request)
+            return await answer(request)
         here = request.client is not None and _loopback(request.client.host)
         asked = request.url.hostname or ""
         if not here or any(name in request.headers for name in PASSED_ON):
@@ -39,7 +46,7 @@ def guarded(handler: Handler) -> Handler:
             raise PermissionDenied("This endpoint answers under an address of its own machine.")
         if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise PermissionDenied("Another site may not ask for this.")
-        return await handler(request)
+        return await answer(request)
 
     return guard
 

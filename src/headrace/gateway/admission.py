@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from starlette.types import Receive
 
@@ -17,8 +16,8 @@ BODY_TIMEOUT = 60.0  # seconds for a whole body to arrive
 
 
 class Admission:
-    """Counts the calls that run, to their last byte, and refuses at once those over the bound;
-    `places` counts them over several processes."""
+    """Counts the calls that run, each in it as a context to its last byte, and refuses at once
+    those over the bound; `places` counts them over several processes."""
 
     def __init__(self, limit: int, places: Places | None = None) -> None:
         self._limit = limit
@@ -27,21 +26,20 @@ class Admission:
         self._none = asyncio.Event()  # no call runs
         self._none.set()
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Count the call that runs in this block."""
         self.running += 1
         self._none.clear()
         if self._places is not None:
             self._places.take()
-        try:
-            yield
-        finally:
-            self.running -= 1
-            if self._places is not None:
-                self._places.leave()
-            if self.running == 0:
-                self._none.set()
+
+    def __exit__(self, *_: object) -> None:
+        """It has ended."""
+        self.running -= 1
+        if self._places is not None:
+            self._places.leave()
+        if self.running == 0:
+            self._none.set()
 
     def admit(self) -> None:
         """Raise Overloaded where the call just counted is one too many."""

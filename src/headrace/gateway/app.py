@@ -22,6 +22,7 @@ from headrace.gateway.formats import format_of_path
 from headrace.gateway.hosts import Hosts
 from headrace.gateway.key_admin import key_routes
 from headrace.gateway.lookup import Lookup
+from headrace.gateway.openapi.document import document_routes
 from headrace.gateway.pipeline import Generations
 from headrace.gateway.services import Services
 from headrace.protocol.errors import (
@@ -78,11 +79,13 @@ def build(
         Route("/v1/messages/count_tokens", Counting(services).count, methods=["POST"]),
         Route("/v1/responses/{id}", stored.read, methods=["GET"]),
         Route("/v1/responses/{id}", stored.drop, methods=["DELETE"]),
+        Route("/v1/responses/{id}/input_items", stored.items, methods=["GET"]),
         Route("/v1/models", endpoints.models),
         Route("/v1/models/{name:path}", endpoints.model),
         Route("/health/live", endpoints.live),
         Route("/health/ready", endpoints.ready),
         Route("/metrics", endpoints.metrics),
+        *document_routes(),
         *key_routes(services.keyring),
         *extra_routes,
     ]

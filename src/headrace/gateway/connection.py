@@ -14,13 +14,15 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_TIMEOUT = 15.0  # seconds
 MAX_HEAD_BYTES = 1024 * 1024
 MAX_UNSENT_BYTES = 128 * 1024  # that the kernel takes for one who does not read; else it is 4 MiB
 
 CLIENT = "headrace.client"  # in the scope of a request
+
+Headers = list[tuple[bytes, bytes]]
 
 
 class Client(Protocol):
@@ -42,6 +44,10 @@ class Client(Protocol):
 
     def hold(self) -> None:
         """Let the next write wait for the one after it, so that both go out in one system call."""
+        ...
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Send a whole answer at once; False where it has to go by ASGI messages."""
         ...
 
     def drop(self) -> None:
@@ -66,6 +72,32 @@ class Connection(HttpToolsProtocol):
     def hold(self) -> None:
         """Let the next write wait for the one after it, so that both go out in one system call."""
         self._corked.holding = True
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Send a whole answer at once; False where it has to go by ASGI messages.
+
+        What uvicorn does for one in two messages, with a third of their cost. Raises RuntimeError
+        where a header is not one line.
+        """
+        cycle = self.cycle
+        if self.pipeline or self.flow.write_paused or cycle.response_started:
+            return False  # a cycle that waits is not the one that is answered
+        if cycle.disconnected:
+            return True
+        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines):
+            raise RuntimeError("a header is over several lines")
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        self._corked.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, body))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._corked.close()
+        cycle.on_response()
+        return True
 
     def drop(self) -> None:
         """End the connection in the middle of an answer, so that it is seen to be cut."""

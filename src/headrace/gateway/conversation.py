@@ -13,12 +13,14 @@ from starlette.responses import Response
 from headrace.gateway.call import Call
 from headrace.gateway.door import HOLDER
 from headrace.gateway.keyring import Charge
+from headrace.gateway.queries import query_of
 from headrace.gateway.services import Services
 from headrace.observability.conversations import StoredResponse
 from headrace.protocol.errors import InternalFault, NotFound
 from headrace.protocol.generation import AnyRequest, GenerationRequest, Message
 from headrace.protocol.responses import INSTRUCTIONS, PREVIOUS, STORE
 from headrace.protocol.responses_answer import deleted_body, turn_of, whole_body
+from headrace.protocol.responses_items import ItemsPage, items_body
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +85,23 @@ class StoredResponses:
 
     async def read(self, request: Request) -> Response:
         """GET /v1/responses/{id}."""
+        return Response((await self._found(request)).body, media_type="application/json")
+
+    async def items(self, request: Request) -> Response:
+        """GET /v1/responses/{id}/input_items: what it answers, without its instructions."""
+        page = query_of(request, ItemsPage)
+        found = await self._found(request)
+        body = items_body(found.id, found.messages[:-1], page)  # the last is the answer
+        return Response(body, media_type="application/json")
+
+    async def _found(self, request: Request) -> StoredResponse:
         id, conversations = request.path_params["id"], self._services.conversations
         found = None
         if conversations is not None:
             found = await asyncio.to_thread(conversations.find, id, _tenant(request))
         if found is None:
             raise _unknown(id)
-        return Response(found.body, media_type="application/json")
+        return found
 
     async def drop(self, request: Request) -> Response:
         """DELETE /v1/responses/{id}."""

@@ -34,7 +34,7 @@ class Counting:
         """Answer one call."""
         services = self._services
         charge = Charge(holder=request.scope.get(HOLDER))
-        with services.admission.counted(), services.keyring.held(charge):
+        with services.admission, services.keyring.held(charge):
             services.admission.admit()
             check_type(request.headers)
             limit = services.configuration.server.max_body_bytes

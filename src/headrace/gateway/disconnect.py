@@ -4,8 +4,7 @@ before the first token or after it."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from headrace.gateway.connection import Client
@@ -25,31 +24,33 @@ class Events(Protocol):
         """Stop it, or stop listening."""
 
 
-@contextmanager
-def client_present(client: Client) -> Iterator[None]:
+class client_present:  # noqa: N801 (a context, as those of contextlib)
     """Run the block while the client is there; when it hangs up the block is cancelled and
     ClientGone raised."""
-    task = asyncio.current_task()
-    if task is None:
-        raise RuntimeError("client_present needs a task to cancel")
-    if client.lost:
-        raise ClientGone
-    gone = False
 
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-        task.cancel()
+    __slots__ = ("_client", "_gone", "_task")
 
-    client.on_loss = leave
-    try:
-        yield
-    except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._gone = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("client_present needs a task to cancel")
+        if self._client.lost:
+            raise ClientGone
+        self._task = task
+        self._client.on_loss = self._leave
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._client.on_loss = None
+        if self._gone and isinstance(error, asyncio.CancelledError) and not self._task.uncancel():
             raise ClientGone from None
-        raise
-    finally:
-        client.on_loss = None
+
+    def _leave(self) -> None:
+        self._gone = True
+        self._task.cancel()
 
 
 async def close(events: Events) -> None:

@@ -16,6 +16,8 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "waiting": ("headrace_engine_waiting", "Sequences that wait for room."),
     "kv_blocks_used": ("headrace_engine_kv_blocks_used", "KV blocks that sequences hold."),
     "kv_blocks_total": ("headrace_engine_kv_blocks", "KV blocks there are."),
+    "kv_host_used": ("headrace_engine_kv_host_blocks_used", "KV blocks kept in host memory."),
+    "kv_host_total": ("headrace_engine_kv_host_blocks", "KV blocks that host memory can keep."),
     "adapters": ("headrace_engine_adapters", "LoRA adapters that can be asked for."),
     "adapter_bytes": ("headrace_engine_adapter_bytes", "Memory that adapters take."),
 }
@@ -29,6 +31,8 @@ COUNTERS: Mapping[str, tuple[str, str]] = {
     "cancelled": ("headrace_engine_cancelled", "Requests whose caller left."),
     "preempted": ("headrace_engine_preempted", "Times that a sequence lost its KV to another."),
     "kv_evictions": ("headrace_engine_kv_evictions", "Kept KV blocks that were given away."),
+    "kv_offloaded": ("headrace_engine_kv_offloaded_blocks", "KV blocks copied to host memory."),
+    "kv_fetched": ("headrace_engine_kv_fetched_blocks", "KV blocks copied from host memory."),
 }
 RATIOS: Mapping[str, tuple[str, Callable[[Counters], float]]] = {
     "headrace_engine_kv_occupancy_ratio": (

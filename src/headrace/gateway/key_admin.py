@@ -29,7 +29,7 @@ Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Name = Annotated[str, Meta(pattern=r"^[\x21-\x7e]([\x20-\x7e]{0,62}[\x21-\x7e])?$")]
 
 
-class Wish(Struct, frozen=True, forbid_unknown_fields=True):
+class NewKey(Struct, frozen=True, forbid_unknown_fields=True):
     """The key that is asked for. `expires` is Unix seconds."""
 
     name: Name
@@ -76,7 +76,7 @@ async def _create(keyring: Keyring, request: Request) -> Response:
     check_type(request.headers)
     body = await read_body(request.headers, request.receive, MAX_BODY)
     try:
-        wish = msgspec.convert(decode_object(body), Wish)
+        wish = msgspec.convert(decode_object(body), NewKey)
     except msgspec.ValidationError as error:
         raise InvalidField("body", str(error)) from None
     try:

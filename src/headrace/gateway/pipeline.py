@@ -75,7 +75,7 @@ class Generations:
         """Answer one call, whatever happens."""
         headers = headers_of(scope)
         call = self._call(scope, headers)
-        with self._services.admission.counted(), call.deployment.calls.counted():
+        with self._services.admission, call.deployment.calls:
             await self._answer(call, Asked(headers, receive, client_of(scope)), send)
 
     async def answer_later(self, scope: Scope, receive: Receive, send: Send, turn: Turn) -> None:
@@ -85,7 +85,7 @@ class Generations:
         call = self._call(scope, headers)
         call.turn = turn
         call.charge.later = True
-        with call.deployment.calls.counted():
+        with call.deployment.calls:
             await self._answer(call, Asked(headers, receive, client_of(scope)), send)
 
     def _call(self, scope: Scope, headers: Mapping[str, str]) -> Call:
@@ -169,7 +169,7 @@ class Generations:
         if call.turn is not None:
             await call.turn(provider)
         here = call.turn is None and provider == LOCAL
-        with services.locally.counted() if here else nullcontext():
+        with services.locally if here else nullcontext():
             return await self._execute(call, call.decision, request, wish, client, reply)
 
     async def _execute(

@@ -169,7 +169,7 @@ class Probes:
         clock = self._services.clock
         began = clock()
         tally.sent += 1
-        with deployment.calls.counted():  # its providers stay open
+        with deployment.calls:  # its providers stay open
             error = await self._asked(target, tally, deployment)
         tally.at = clock()
         tally.took = tally.at - began

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.types import Send
 
 from headrace.gateway.call import Call
-from headrace.gateway.connection import Client
+from headrace.gateway.connection import Client, Headers
 from headrace.gateway.disconnect import ClientGone
 from headrace.gateway.formats import FORMATS, Format, StreamEncoder
 from headrace.protocol import sse
@@ -20,8 +20,6 @@ JSON = "application/json"
 PATIENCE = 60.0  # seconds that a client may leave its connection full
 
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Reply:
@@ -44,7 +42,8 @@ class Reply:
         """Send everything at once."""
         headers += [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
         self.started = self.complete = True
-        self._client.hold()
+        if self._client.answer(status, headers, body):
+            return
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

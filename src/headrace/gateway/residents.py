@@ -3,6 +3,8 @@
 GET  /admin/models              the budget, and each model's state and bytes
 POST /admin/models/NAME/load    load it now, unloading idle ones where that is needed
 POST /admin/models/NAME/unload  free its memory; the next call of it loads it again
+POST /admin/models/NAME/sleep   free its GPU's memory and keep its weights in the host's
+POST /admin/models/NAME/wake    have it back on its GPU, as the next call of it would
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class Residents:
         return [
             Route(PATH, guarded(self.index), methods=["GET"]),
             Route(PATH + "/{name:path}/load", guarded(self.load), methods=["POST"]),
+            Route(PATH + "/{name:path}/wake", guarded(self.load), methods=["POST"]),
+            Route(PATH + "/{name:path}/sleep", guarded(self.sleep), methods=["POST"]),
             Route(PATH + "/{name:path}/unload", guarded(self.unload), methods=["POST"]),
         ]
 
@@ -45,13 +49,26 @@ class Residents:
             for name, model in self._services.configuration.models.items()
             if model.provider == LOCAL
         ]
-        return _json({"budget": residency.budget, "used": residency.used, "models": models})
+        return _json(
+            {
+                "budget": residency.budget,
+                "used": residency.used,
+                "host_used": residency.host_used,
+                "models": models,
+            }
+        )
 
     async def load(self, request: Request) -> Response:
         """Load one; the answer comes when it is there."""
         name = request.path_params["name"]
         async with self._local.loaded(self._upstream(name)):
             return _json(self._about(name))
+
+    async def sleep(self, request: Request) -> Response:
+        """Let one sleep that no call uses."""
+        name = request.path_params["name"]
+        await self._local.sleep(self._local.source_of(self._upstream(name)))
+        return _json(self._about(name))
 
     async def unload(self, request: Request) -> Response:
         """Unload one that no call uses."""
@@ -76,6 +93,7 @@ class Residents:
             "source": source,
             "state": resident.state,
             "bytes": resident.bytes,
+            "host_bytes": resident.host_bytes,
             "users": resident.users,
             "loads": resident.loads,
         }

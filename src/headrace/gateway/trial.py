@@ -10,6 +10,7 @@ from headrace.gateway.disconnect import close
 from headrace.observability.record import AttemptRecord
 from headrace.protocol.errors import HeadraceError, UpstreamError, UpstreamTimeout
 from headrace.protocol.generation import AnyRequest, Delta, Event, Finished, TextDelta, Usage
+from headrace.protocol.media import MediaRequest
 from headrace.providers.base import Provider, answer
 from headrace.router.cost import cost
 from headrace.router.decide import Router
@@ -41,6 +42,7 @@ class Trial:
         self.lost = False  # to another attempt, which was first
         self.plain = True  # nothing came but text of one choice
         self._ground = ground
+        self._request = request
         self._begun = ground.clock()
         self._first: float | None = None
         self._deltas = 0
@@ -161,13 +163,23 @@ class Trial:
         return self._first - self._begun
 
     def _usage(self, failure: BaseException | None) -> Usage | None:
-        """The tokens that it is taken to have used. An answer that did not end is estimated by what
-        came of it; one that had not begun has its prompt, None where the upstream refused it."""
+        """What it is taken to have used. An answer that did not end is estimated by what
+        came of it, one that passes through by what was asked; one that had not begun has its
+        prompt, None where the upstream refused it."""
         if self.finished is not None:
             return self.finished.usage
         refused = isinstance(failure, Exception) and not isinstance(failure, UpstreamTimeout)
         if self._first is None and refused:
             return None
+        if isinstance(request := self._request, MediaRequest):
+            return Usage(
+                0,
+                0,
+                images=request.images,
+                seconds=request.seconds,
+                characters=request.characters,
+                provenance="estimated",
+            )
         return Usage(self._ground.prompt_tokens, self._deltas, provenance="estimated")
 
 

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Column, Double, Engine, MetaData, Table, Text, delete, insert, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    Double,
+    Engine,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+)
 
 from headrace.observability.database import migrate
 from headrace.protocol.generation import Message
@@ -15,6 +26,7 @@ from headrace.protocol.generation import Message
 VERSIONS = Path(__file__).parent / "migrations" / "conversations"
 HEAD = "conversations_0001"
 KEPT = 30 * 86400.0  # seconds a response is kept, as at OpenAI
+SWEEP = 3600.0  # seconds between two looks for those that are older
 
 responses_table = Table(
     "responses",
@@ -44,19 +56,22 @@ class Conversations:
     """Stored responses in the log's database. Its methods block, and may be called from any
     thread; they raise sqlalchemy.exc.SQLAlchemyError where the database cannot be used.
 
-    The constructor brings its table to the newest revision and drops what is over `KEPT` old.
-    `wall` gives Unix seconds.
+    The constructor brings its table to the newest revision. What is over `KEPT` old is not there,
+    and dropped now and then. `wall` gives Unix seconds.
     """
 
     def __init__(self, engine: Engine, wall: Callable[[], float]) -> None:
         self._engine = engine
+        self._wall = wall
         migrate(engine, VERSIONS, "conversations_version", HEAD)
         with engine.begin() as connection:
-            connection.execute(delete(responses_table).where(_columns.created_at < wall() - KEPT))
+            self._sweep(connection)
 
     def keep(self, response: StoredResponse) -> None:
         """Store a response, durably."""
         with self._engine.begin() as connection:
+            if self._wall() >= self._swept + SWEEP:
+                self._sweep(connection)
             connection.execute(
                 insert(responses_table).values(
                     id=response.id,
@@ -69,7 +84,10 @@ class Conversations:
 
     def find(self, id: str, tenant: str) -> StoredResponse | None:
         """The tenant's response with this id, or None."""
-        statement = select(responses_table).where(_columns.id == id, _columns.tenant == tenant)
+        oldest = self._wall() - KEPT
+        statement = select(responses_table).where(
+            _columns.id == id, _columns.tenant == tenant, _columns.created_at >= oldest
+        )
         with self._engine.connect() as connection:
             row = connection.execute(statement).one_or_none()
         if row is None:
@@ -87,3 +105,8 @@ class Conversations:
         statement = delete(responses_table).where(_columns.id == id, _columns.tenant == tenant)
         with self._engine.begin() as connection:
             return connection.execute(statement).rowcount > 0
+
+    def _sweep(self, connection: Connection) -> None:
+        self._swept = self._wall()
+        oldest = self._swept - KEPT
+        connection.execute(delete(responses_table).where(_columns.created_at < oldest))

@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import Cursor, OperationalError
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from headrace.protocol.errors import ServiceError
 
-ENVIRONMENT = Path(__file__).parent / "migrations"
+# Imported where tables are made or changed: Alembic takes 8 MB that nobody needs after that.
+UPGRADE = "headrace.observability.upgrade"
 MIGRATION_LOCK = 0x48656164  # any constant: the key of PostgreSQL's advisory lock
 BUSY_SECONDS = 10
 
@@ -108,19 +107,12 @@ def migrate(engine: Engine, versions: Path, version_table: str, head: str) -> No
         else:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
         if _revision(connection, version_table) != head:
-            configuration = Config()
-            configuration.set_main_option("script_location", _escaped(ENVIRONMENT))
-            configuration.set_main_option("path_separator", "newline")
-            configuration.set_main_option("version_locations", _escaped(versions))
-            configuration.attributes["connection"] = connection
-            configuration.attributes["version_table"] = version_table
-            try:
-                command.upgrade(configuration, head)
-            except CommandError:
+            upgrade = import_module(UPGRADE).upgrade
+            if not upgrade(connection, versions, version_table, head):
                 raise ServiceError(
                     "The call log was written by a newer version of Headrace "
                     f"(its revision is {_revision(connection, version_table)})."
-                ) from None
+                )
         connection.commit()
 
 
@@ -128,7 +120,3 @@ def _revision(connection: Connection, version_table: str) -> str | None:
     if not inspect(connection).has_table(version_table):
         return None
     return connection.execute(text(f"SELECT version_num FROM {version_table}")).scalar()
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("%", "%%")

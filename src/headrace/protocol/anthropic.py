@@ -42,51 +42,65 @@ MAX_STOP_SEQUENCES = 64
 Blocks = list[dict[str, Any]]
 
 
-class _Turn(Struct):
+class MessageTurn(Struct):
+    """One turn of a conversation."""
+
     role: Literal["user", "assistant", "system"]
     content: str | Blocks
 
 
-class _Thinking(Struct):
+class ThinkingWish(Struct):
+    """Whether to think first, and how much."""
+
     type: str
     budget_tokens: TokenCount | None = None
 
 
-class _ToolChoice(Struct):
+class MessageToolChoice(Struct):
+    """Whether a tool must be called, and which."""
+
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
 
-class _Format(Struct):
+class OutputFormat(Struct):
+    """What the answer's text must be."""
+
     type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
-class _OutputConfig(Struct, forbid_unknown_fields=True):
+class OutputConfig(Struct, forbid_unknown_fields=True):
+    """How to answer."""
+
     effort: str | None = None
-    format: _Format | None = None
+    format: OutputFormat | None = None
 
 
-class _Metadata(Struct):
+class EndUser(Struct):
+    """Who asks."""
+
     user_id: str | None = None
 
 
-class _Prompt(Struct, kw_only=True):
-    """What both endpoints read."""
+class PromptBody(Struct, kw_only=True):
+    """A prompt: what both endpoints read."""
 
     model: ModelName
-    messages: Annotated[list[_Turn], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[MessageTurn], Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | Blocks | None = None
     tools: Blocks | None = None
-    tool_choice: _ToolChoice | None = None
-    thinking: _Thinking | None = None
-    output_config: _OutputConfig | None = None
+    tool_choice: MessageToolChoice | None = None
+    thinking: ThinkingWish | None = None
+    output_config: OutputConfig | None = None
 
 
-class _Body(_Prompt, kw_only=True):
+class MessagesBody(PromptBody, kw_only=True):
+    """A conversation to go on with; further fields go to a provider of this dialect."""
+
     max_tokens: TokenCount
-    metadata: _Metadata | None = None
+    metadata: EndUser | None = None
     stop_sequences: Annotated[list[str], Meta(max_length=MAX_STOP_SEQUENCES)] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -96,7 +110,7 @@ class _Body(_Prompt, kw_only=True):
 
 def messages_request(fields: dict[str, Any]) -> GenerationRequest:
     """The request in a messages body. Raises InvalidField."""
-    body = convert(fields, _Body)
+    body = convert(fields, MessagesBody)
     request = _prompt(body, fields)
     stops = tuple(body.stop_sequences or ())
     if "" in stops:
@@ -115,10 +129,10 @@ def messages_request(fields: dict[str, Any]) -> GenerationRequest:
 
 def count_request(fields: dict[str, Any]) -> GenerationRequest:
     """The prompt in a count_tokens body. Raises InvalidField."""
-    return _prompt(convert(fields, _Prompt), fields)
+    return _prompt(convert(fields, PromptBody), fields)
 
 
-def _prompt(body: _Prompt, fields: dict[str, Any]) -> GenerationRequest:
+def _prompt(body: PromptBody, fields: dict[str, Any]) -> GenerationRequest:
     choice, config = body.tool_choice, body.output_config
     parallel = None if choice is None else choice.disable_parallel_tool_use
     form = None if config is None else config.format
@@ -153,7 +167,7 @@ def _system(system: str | Blocks | None) -> Iterator[Message]:
         yield Message(role="system", content=content)
 
 
-def _turns(turns: list[_Turn]) -> Iterator[Message]:
+def _turns(turns: list[MessageTurn]) -> Iterator[Message]:
     for place, turn in enumerate(turns):
         path = f"messages[{place}].content"
         if isinstance(turn.content, str):
@@ -303,7 +317,7 @@ def _tool(path: str, raw: dict[str, Any]) -> Tool | Opaque:
     return Tool(name, description, schema, strictly, cache, rest)
 
 
-def _choice(choice: _ToolChoice) -> ToolChoice:
+def _choice(choice: MessageToolChoice) -> ToolChoice:
     if choice.type == "tool":
         if choice.name is None:
             raise InvalidField("tool_choice.name", "expected the name of a tool.")
@@ -312,7 +326,7 @@ def _choice(choice: _ToolChoice) -> ToolChoice:
 
 
 def _reasoning(
-    thinking: _Thinking | None, config: _OutputConfig | None, fields: dict[str, Any]
+    thinking: ThinkingWish | None, config: OutputConfig | None, fields: dict[str, Any]
 ) -> Reasoning | None:
     effort = None if config is None else config.effort
     if thinking is None:

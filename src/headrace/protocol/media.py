@@ -54,6 +54,11 @@ class MediaRequest(Struct, frozen=True, kw_only=True):
             return 0.0
         return sum(file.size for file in self.files) / LEAST_BYTES_PER_SECOND
 
+    @property
+    def characters(self) -> int:
+        """How many are to be spoken."""
+        return len(self.text) if self.endpoint == "speech" else 0
+
     def recorded(self) -> dict[str, Any]:
         """What its record holds: the words, and of files what they are."""
         told = [

@@ -48,26 +48,34 @@ Target = Annotated[float, Meta(gt=0, le=LONGEST_TARGET)]
 Body = TypeVar("Body", bound=Struct)
 
 
-class _StreamOptions(Struct):
+class StreamOptions(Struct):
+    """What a stream tells besides."""
+
     include_usage: bool | None = None
 
 
-class _Function(Struct):
+class ChatFunction(Struct):
+    """What a call of a tool calls."""
+
     name: str
     arguments: str
 
 
-class _ToolCall(Struct):
+class ChatToolCall(Struct):
+    """A call that an assistant's turn made."""
+
     id: str
     type: str = "function"
-    function: _Function | None = None
+    function: ChatFunction | None = None
 
 
-class _Turn(Struct):
+class ChatTurn(Struct):
+    """One turn of a conversation; its further fields go to the provider."""
+
     role: Role
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
-    tool_calls: list[_ToolCall] | None = None
+    tool_calls: list[ChatToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -95,14 +103,16 @@ class _Sampling(Struct, kw_only=True):
     user: str | None = None
     n: Choices | None = None
     stream: bool | None = None
-    stream_options: _StreamOptions | None = None
+    stream_options: StreamOptions | None = None
     priority: Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     ttft_target: Target | None = None
     itl_target: Target | None = None
 
 
-class _ChatBody(_Sampling, kw_only=True):
-    messages: Annotated[list[_Turn], Meta(min_length=1, max_length=MAX_MESSAGES)]
+class ChatBody(_Sampling, kw_only=True):
+    """A conversation to go on with; further fields go to a remote provider."""
+
+    messages: Annotated[list[ChatTurn], Meta(min_length=1, max_length=MAX_MESSAGES)]
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -111,16 +121,18 @@ class _ChatBody(_Sampling, kw_only=True):
     top_logprobs: Ranked | None = None
 
 
-class _CompletionBody(_Sampling, kw_only=True):
+class CompletionBody(_Sampling, kw_only=True):
+    """A prompt to go on with; further fields go to a remote provider."""
+
     prompt: str | list[Any]
     logprobs: Ranked | None = None
     echo: bool | None = None
     best_of: Choices | None = None
 
 
-_CHAT_FIELDS = frozenset(_ChatBody.__struct_fields__)
-_COMPLETION_FIELDS = frozenset(_CompletionBody.__struct_fields__)
-_TURN_FIELDS = frozenset(_Turn.__struct_fields__)
+_CHAT_FIELDS = frozenset(ChatBody.__struct_fields__)
+_COMPLETION_FIELDS = frozenset(CompletionBody.__struct_fields__)
+_TURN_FIELDS = frozenset(ChatTurn.__struct_fields__)
 
 # Fields that would change the shape of the answer, and the values at which they do not.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -135,7 +147,7 @@ _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`")
 
 def chat_request(fields: dict[str, Any]) -> GenerationRequest:
     """The request in a chat/completions body. Raises InvalidField."""
-    body = convert(fields, _ChatBody)
+    body = convert(fields, ChatBody)
     messages = tuple(
         _message(f"messages[{place}]", turn, raw)
         for place, (turn, raw) in enumerate(zip(body.messages, fields["messages"], strict=True))
@@ -161,7 +173,7 @@ def read_effort(effort: str) -> Reasoning:
 
 def completion_request(fields: dict[str, Any]) -> GenerationRequest:
     """The request in a completions body. Raises InvalidField."""
-    body = convert(fields, _CompletionBody)
+    body = convert(fields, CompletionBody)
     request = _request(body, _extra(fields, _COMPLETION_FIELDS), prompt=_prompt(body.prompt))
     if body.best_of is not None:
         if body.best_of < request.n:
@@ -219,7 +231,7 @@ def _request(
     )
 
 
-def _message(path: str, turn: _Turn, raw: dict[str, Any]) -> Message:
+def _message(path: str, turn: ChatTurn, raw: dict[str, Any]) -> Message:
     content = _content(f"{path}.content", turn)
     if turn.role == "tool" and turn.tool_call_id is None:
         raise InvalidField(f"{path}.tool_call_id", "expected the id of the call this answers.")
@@ -243,7 +255,7 @@ def _message(path: str, turn: _Turn, raw: dict[str, Any]) -> Message:
     )
 
 
-def _content(path: str, turn: _Turn) -> str | tuple[Part, ...] | None:
+def _content(path: str, turn: ChatTurn) -> str | tuple[Part, ...] | None:
     content = turn.content
     if content is None:
         if turn.role != "assistant":

@@ -34,48 +34,54 @@ MAX_TEXTS = 2048  # as in OpenAI's API
 _encode = msgspec.json.Encoder().encode
 
 
-class _EmbeddingBody(Struct, kw_only=True):
+class EmbeddingBody(Struct, kw_only=True):
+    """Texts to turn into vectors."""
+
     model: ModelName
     input: str | list[Any]
     dimensions: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
     encoding_format: Literal["float", "base64"] | None = None
 
 
-class _ClassificationBody(Struct, kw_only=True):
+class ClassificationBody(Struct, kw_only=True):
+    """Texts to put under labels."""
+
     model: ModelName
     input: str | list[Any]
 
 
-class _RankBody(Struct, kw_only=True):
+class RankBody(Struct, kw_only=True):
+    """Documents to order by a query."""
+
     model: ModelName
     query: str
     documents: Annotated[list[str | dict[str, Any]], Meta(min_length=1, max_length=MAX_TEXTS)]
-    top_n: Annotated[int, Meta(ge=1)] | None = None
+    top_n: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
     return_documents: bool | None = None
 
 
 def embedding_request(fields: dict[str, Any]) -> EmbeddingRequest:
     """The request in an embeddings body. Raises InvalidField."""
-    body = convert(fields, _EmbeddingBody)
+    body = convert(fields, EmbeddingBody)
     return EmbeddingRequest(
         model=body.model,
         input=_texts(body.input),
         dimensions=body.dimensions,
         encoding_format=body.encoding_format or "float",
-        extra=_extra(fields, _EmbeddingBody),
+        extra=_extra(fields, EmbeddingBody),
     )
 
 
 def classification_request(fields: dict[str, Any]) -> ClassificationRequest:
     """The request in a classify body. Raises InvalidField."""
-    body = convert(fields, _ClassificationBody)
-    extra = _extra(fields, _ClassificationBody)
+    body = convert(fields, ClassificationBody)
+    extra = _extra(fields, ClassificationBody)
     return ClassificationRequest(model=body.model, input=_texts(body.input), extra=extra)
 
 
 def rank_request(fields: dict[str, Any]) -> RankRequest:
     """The request in a rerank body. Raises InvalidField."""
-    body = convert(fields, _RankBody)
+    body = convert(fields, RankBody)
     documents = []
     for place, document in enumerate(body.documents):
         text = document.get("text") if isinstance(document, dict) else document
@@ -88,7 +94,7 @@ def rank_request(fields: dict[str, Any]) -> RankRequest:
         documents=tuple(documents),
         top_n=body.top_n,
         return_documents=bool(body.return_documents),
-        extra=_extra(fields, _RankBody),
+        extra=_extra(fields, RankBody),
     )
 
 

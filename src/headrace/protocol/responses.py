@@ -36,16 +36,22 @@ INSTRUCTIONS, PREVIOUS, STORE = "instructions", "previous_response_id", "store"
 Items = list[dict[str, Any]]
 
 
-class _Reasoning(Struct):
+class ReasoningWish(Struct):
+    """How hard to think first."""
+
     effort: str | None = None
 
 
-class _Text(Struct):
+class TextWish(Struct):
+    """What the answer's text must be."""
+
     format: dict[str, Any] | None = None
     verbosity: str | None = None
 
 
-class _Body(Struct, kw_only=True):
+class ResponseBody(Struct, kw_only=True):
+    """Input to respond to; further fields go to a provider of OpenAI's dialect."""
+
     model: ModelName
     input: str | Items
     instructions: str | None = None
@@ -55,15 +61,15 @@ class _Body(Struct, kw_only=True):
     tools: Items | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    text: _Text | None = None
-    reasoning: _Reasoning | None = None
+    text: TextWish | None = None
+    reasoning: ReasoningWish | None = None
     user: str | None = None
     stream: bool | None = None
     previous_response_id: str | None = None
     store: bool | None = None
 
 
-_KNOWN = frozenset(_Body.__struct_fields__) - {INSTRUCTIONS, PREVIOUS, STORE}
+_KNOWN = frozenset(ResponseBody.__struct_fields__) - {INSTRUCTIONS, PREVIOUS, STORE}
 # Fields whose work is not done here, and the values at which there is none.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "background": (False,),
@@ -77,8 +83,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 def responses_request(fields: dict[str, Any]) -> GenerationRequest:
     """The request in a responses body. Raises InvalidField."""
-    body = convert(fields, _Body)
-    text = body.text or _Text()
+    body = convert(fields, ResponseBody)
+    text = body.text or TextWish()
     extra: dict[str, Any] = {}
     for name, value in fields.items():
         if name in _KNOWN or value is None:

@@ -170,11 +170,13 @@ def _blocks(path: str, message: Message) -> Iterator[dict[str, Any]]:
         for block in _part(f"{path}.content[{place}]", part)
     ]
     if message.role == "tool":
+        marked = message.cache is not None or CACHE_POINT in said
+        said = [block for block in said if block is not CACHE_POINT]  # it cannot stand inside
         result: dict[str, Any] = {"toolUseId": tool_id(message.tool_call_id or ""), "content": said}
         if message.is_error:
             result["status"] = "error"
         yield {"toolResult": result}
-        if message.cache is not None:
+        if marked:
             yield CACHE_POINT
         return
     yield from said
@@ -182,6 +184,8 @@ def _blocks(path: str, message: Message) -> Iterator[dict[str, Any]]:
         if isinstance(call, ToolCall):
             input = arguments_of(f"{path}.tool_calls[{place}].function.arguments", call.arguments)
             yield {"toolUse": {"toolUseId": tool_id(call.id), "name": call.name, "input": input}}
+            if call.cache is not None:
+                yield CACHE_POINT
 
 
 def _part(path: str, part: Part) -> Iterator[dict[str, Any]]:

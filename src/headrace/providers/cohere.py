@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from headrace.protocol.content import Opaque
+from headrace.protocol.content import Opaque, Text
 from headrace.protocol.encoding import Embedded, EmbeddingRequest, Ranked, RankRequest
 from headrace.protocol.errors import InvalidField, UpstreamError
 from headrace.protocol.generation import Event, Finished, GenerationRequest, Message, Usage
@@ -127,6 +127,8 @@ def _turn(path: str, message: Message) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     content = message.content
     if isinstance(content, tuple):
+        if message.role == "tool" and not all(isinstance(part, Text) for part in content):
+            raise not_there(f"{path}.content")
         parts = texts_and_images(f"{path}.content", content, lambda url: {"url": url})
         if parts:
             turn["content"] = parts

@@ -122,9 +122,16 @@ def _conversation(
     contents: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # of functions, by their calls' ids
     signed = "gemini-3" in model
+    shown: list[dict[str, Any]] = []  # by tools; it stands behind the results of all of them
     for place, message in enumerate(request.messages or ()):
         path = f"messages[{place}]"
         parts = list(_turn(path, message, names, signed))
+        if message.role == "tool":
+            shown += parts[1:]
+            parts = parts[:1]
+        elif shown:
+            contents[-1]["parts"] += shown
+            shown = []
         if message.role in ("system", "developer"):
             system += parts
             continue
@@ -133,6 +140,8 @@ def _conversation(
             contents[-1]["parts"] += parts
         elif parts:
             contents.append({"role": role, "parts": parts})
+    if shown:
+        contents[-1]["parts"] += shown
     return system, contents
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
@@ -42,18 +41,21 @@ from headrace.providers.local_constraints import (
     tools,
 )
 from headrace.providers.local_encoding import asked_of, encoded_of
+from headrace.providers.local_memory import residency_of
 from headrace.providers.local_template import VARIABLES, variables
-from headrace.providers.residency import Residency
 from headrace.providers.translation import native
-from headrace.runtime.memory import RESERVE, free_memory, usable_memory
+from headrace.runtime.memory import RESERVE, free_memory
 from headrace.runtime.options import KV_TOKENS, EngineOptions, Limits
-from headrace.runtime.process import AdapterRefused, EngineDied, EngineFailed, EngineProcess
+from headrace.runtime.process import (
+    AdapterRefused,
+    EngineDied,
+    EngineFailed,
+    EngineProcess,
+    RestRefused,
+)
 from headrace.runtime.request import Objectives, Prompt, Request, RequestRefused, SamplingParameters
 from headrace.runtime.spare import Spare
 
-# Imported where a model is looked at: a server without local models has no use for what reads
-# weights, which takes more memory than the server itself.
-FOOTPRINT = "headrace.runtime.footprint"
 COMPLETIONS_MAX_TOKENS = 16  # OpenAI's default of the completions endpoint
 
 # Fields that change nothing about the tokens.
@@ -97,9 +99,11 @@ class LocalProvider:
             threads=settings.threads,
             kv_tokens=settings.kv_tokens if len(models) == 1 else settings.kv_tokens or KV_TOKENS,
             memory=settings.memory_bytes,
+            kv_offload=settings.kv_offload_bytes,
             kv_dtype=settings.kv,
             quantization=settings.quantization,
             draft=draft,
+            tensor_parallel=settings.tensor_parallel,
             limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
         )
         adapters = adapters or {}
@@ -108,10 +112,7 @@ class LocalProvider:
             source: EngineProcess(path, options, adapters.get(source), self.spare)
             for source, path in models.items()
         }
-        sizes = {source: size_of(path, options) for source, path in models.items()}
-        budget = settings.memory_bytes
-        budget = usable_memory() if budget is None else budget
-        self.residency = Residency(self.engines, sizes, budget)
+        self.residency = residency_of(self.engines, models, settings, options)
 
     def swaps(self) -> bool:
         """Whether some model waits for its turn, and there is memory for a process beside all."""
@@ -166,6 +167,19 @@ class LocalProvider:
             raise InvalidField("adapter", str(refused)) from refused
         except EngineFailed as failed:
             raise unloadable() from failed
+        except EngineDied as died:
+            raise lost() from died
+
+    async def sleep(self, source: str) -> None:
+        """Let a model that no call uses leave its GPU, until it is asked for again.
+
+        Raises InvalidField where it cannot, Overloaded where it is in use or the host has no
+        room, EngineLost.
+        """
+        try:
+            await self.residency.sleep(source)
+        except RestRefused as refused:
+            raise InvalidField("model", str(refused)) from refused
         except EngineDied as died:
             raise lost() from died
 
@@ -353,15 +367,6 @@ def prompt_logprobs(request: GenerationRequest) -> int | None:
     if request.echo and not isinstance(request.prompt, str):
         asked.append(0)
     return max(asked, default=None)
-
-
-def size_of(path: Path, options: EngineOptions) -> int:
-    """Bytes that a model will take; 0 of one whose files are not sound, which its load will say."""
-    try:
-        size: int = importlib.import_module(FOOTPRINT).footprint(path, options)
-    except (ValueError, OSError):
-        return 0
-    return size
 
 
 def unloadable() -> EngineLost:

@@ -6,13 +6,15 @@ Source: the OpenAI API reference; Azure OpenAI's (v1, and by deployment with an 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from msgspec import structs
+
 from headrace.config.schema import UpstreamProvider
-from headrace.protocol.content import Thinking
+from headrace.protocol.content import Part, Text, Thinking
 from headrace.protocol.encoding import EmbeddingRequest
 from headrace.protocol.generation import GenerationRequest, Message
 from headrace.protocol.openai_content import (
@@ -146,11 +148,33 @@ def request_body(request: GenerationRequest, model: str, base_url: str) -> dict[
 
 def _converse(body: dict[str, Any], request: GenerationRequest, *, marks: bool) -> None:
     """Add the conversation and its tools; with `marks` what is to be cached."""
-    body["messages"] = [_turn(message, marks) for message in request.messages or ()]
+    messages = request.messages or ()
+    if request.dialect != "openai":
+        messages = tuple(_shown_apart(messages))
+    body["messages"] = [_turn(message, marks) for message in messages]
     if request.tools:
         body["tools"] = [write_tool(tool, marks=marks) for tool in request.tools]
     if request.tool_choice is not None:
         body["tool_choice"] = write_tool_choice(request.tool_choice)
+
+
+def _shown_apart(messages: Iterable[Message]) -> Iterator[Message]:
+    """The turns, with what tools' results hold besides text in a user's turn behind all of them:
+    a tool's turn takes text alone here."""
+    shown: list[Part] = []
+    for message in messages:
+        if shown and message.role != "tool":
+            yield Message(role="user", content=tuple(shown))
+            shown = []
+        content = message.content
+        if message.role == "tool" and isinstance(content, tuple):
+            texts = tuple(part for part in content if isinstance(part, Text))
+            shown += [part for part in content if not isinstance(part, Text)]
+            yield structs.replace(message, content=texts or "")
+        else:
+            yield message
+    if shown:
+        yield Message(role="user", content=tuple(shown))
 
 
 def _turn(message: Message, marks: bool) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Meter:
                 images=self._images(told),
             )
         if request.endpoint == "speech":
-            return Usage(0, 0, characters=len(request.text), provenance="counted")
+            return Usage(0, 0, characters=request.characters, provenance="counted")
         if request.images:
             return Usage(0, 0, images=self._images(told), provenance="counted")
         seconds = _seconds(told)

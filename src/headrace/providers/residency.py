@@ -4,6 +4,9 @@ Each engine is a process of its own, so that a fault or a leak of one ends with 
 surely comes back; the budget is kept here. A model that is asked for is loaded where it fits; where
 it does not, idle ones are unloaded, the longest unused first. Whoever asks for a model that is
 being loaded waits for the same load, and a caller that leaves stops none.
+
+The budget is of the memory that models work in. One that sleeps has left it and waits in host
+memory, which has a budget for that; it is woken as another is loaded, and in a moment.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from headrace.protocol.errors import Overloaded, TooLarge
@@ -20,7 +24,8 @@ from headrace.protocol.errors import Overloaded, TooLarge
 LONGEST_WAIT = 60.0  # seconds that a call waits for its model
 RETRY_AFTER = 5.0  # seconds
 
-State = Literal["unloaded", "loading", "loaded", "unloading"]
+State = Literal["unloaded", "loading", "loaded", "unloading", "sleeping"]
+IDLE: tuple[State, ...] = ("unloaded", "sleeping")  # states that take nothing of the budget
 
 
 class Loadable(Protocol):
@@ -30,6 +35,14 @@ class Loadable(Protocol):
         """Load. Raises what says why it cannot."""
         ...
 
+    async def sleep(self) -> None:
+        """Leave the memory that models work in. Raises what says why it cannot."""
+        ...
+
+    async def wake(self) -> None:
+        """Come back from sleep. Raises what says why it cannot."""
+        ...
+
     async def close(self) -> None:
         """Release everything; `start` may follow."""
         ...
@@ -37,14 +50,22 @@ class Loadable(Protocol):
 
 @dataclass(slots=True)
 class Resident:
-    """One model: its engine, and the bytes that it takes while it is not unloaded."""
+    """One model: its engine, the bytes that it takes while it works, and those of its weights,
+    which wait in host memory from its first sleep until it is unloaded."""
 
     engine: Loadable
     bytes: int
+    weights: int = 0
     state: State = "unloaded"
     users: int = 0
     used_at: float = 0.0  # when the last user left
     loads: int = 0
+    slept: bool = False  # since it was loaded
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of the host that its sleep takes."""
+        return self.weights if self.slept else 0
 
 
 class Residency:
@@ -57,9 +78,17 @@ class Residency:
         budget: int,
         clock: Callable[[], float] = time.monotonic,
         longest_wait: float = LONGEST_WAIT,
+        *,
+        weights: Mapping[str, int] = MappingProxyType({}),
+        host_budget: int = 0,
     ) -> None:
-        self.models = {name: Resident(engine, sizes[name]) for name, engine in engines.items()}
+        """`weights` are the bytes that a model takes of `host_budget` for its sleep."""
+        self.models = {
+            name: Resident(engine, sizes[name], weights.get(name, 0))
+            for name, engine in engines.items()
+        }
         self.budget = budget
+        self.host_budget = host_budget
         self._clock = clock
         self._longest_wait = longest_wait
         self._loads: dict[str, asyncio.Task[None]] = {}
@@ -69,7 +98,12 @@ class Residency:
     @property
     def used(self) -> int:
         """Bytes of what is loaded, or on its way in or out."""
-        return sum(one.bytes for one in self.models.values() if one.state != "unloaded")
+        return sum(one.bytes for one in self.models.values() if one.state not in IDLE)
+
+    @property
+    def host_used(self) -> int:
+        """Bytes of the host for models that sleep or have slept."""
+        return sum(one.host_bytes for one in self.models.values())
 
     @asynccontextmanager
     async def held(self, name: str) -> AsyncIterator[None]:
@@ -112,10 +146,36 @@ class Residency:
     async def unload(self, name: str) -> None:
         """Unload a model that nobody uses. Raises Overloaded where somebody does."""
         resident = self.models[name]
+        self._check_idle(name)
+        if resident.state != "unloaded":
+            await self._release(resident)
+
+    async def sleep(self, name: str) -> None:
+        """Let a model that nobody uses leave the budget until it is asked for again.
+
+        Raises Overloaded where somebody uses it, or the host has no room; what the engine raises.
+        """
+        resident = self.models[name]
+        self._check_idle(name)
+        if resident.state != "loaded":
+            return
+        if self.host_used - resident.host_bytes + resident.weights > self.host_budget:
+            message = f"The host has no room for the weights of '{name}' beside those that sleep."
+            raise Overloaded(message, retry_after=RETRY_AFTER)
+        resident.state, resident.slept = "unloading", True
+        try:
+            await resident.engine.sleep()
+            resident.state = "sleeping"
+        except BaseException:
+            resident.state = "loaded"
+            raise
+        finally:
+            self._wake()
+
+    def _check_idle(self, name: str) -> None:
+        resident = self.models[name]
         if resident.users or resident.state in ("loading", "unloading"):
             raise Overloaded(f"The model '{name}' is in use.", retry_after=RETRY_AFTER)
-        if resident.state == "loaded":
-            await self._release(resident)
 
     async def close(self) -> None:
         """Unload everything."""
@@ -124,19 +184,20 @@ class Residency:
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
         await asyncio.gather(*(one.engine.close() for one in self.models.values()))
         for resident in self.models.values():
-            resident.state = "unloaded"
+            resident.state, resident.slept = "unloaded", False
 
     async def _bring(self, resident: Resident) -> None:
         async with self._turn:
             await self._make_room(resident)
+            sleeps = resident.state == "sleeping"
             resident.state = "loading"
         try:
-            await resident.engine.start()
+            await (resident.engine.wake() if sleeps else resident.engine.start())
             resident.state = "loaded"
-            resident.loads += 1
+            resident.loads += not sleeps
         except BaseException:
             await resident.engine.close()
-            resident.state = "unloaded"
+            resident.state, resident.slept = "unloaded", False
             raise
         finally:
             resident.used_at = self._clock()
@@ -168,7 +229,7 @@ class Residency:
         try:
             await resident.engine.close()
         finally:
-            resident.state = "unloaded"
+            resident.state, resident.slept = "unloaded", False
             self._wake()
 
     def _begin(self, name: str) -> asyncio.Task[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -98,12 +98,18 @@ class Upstream:
         """The time-outs of one call, whose answer may come whole."""
         return Patience(self.name, self._settings.timeouts, whole=whole)
 
-    @contextlib.asynccontextmanager
-    async def answer(self, exchange: Exchange, patience: Patience) -> AsyncIterator[Connection]:
-        """The server's good answer to `exchange`, and a connection for as long as it is read.
+    def answer(self, exchange: Exchange, patience: Patience) -> Answer:
+        """The server's good answer to `exchange`: a context, and in it a connection for as long as
+        it is read.
 
         Raises RefusedByUpstream, RateLimited, Overloaded, UpstreamError and UpstreamTimeout.
         """
+        return Answer(self, exchange, patience)
+
+    async def _opened(
+        self, exchange: Exchange, patience: Patience
+    ) -> tuple[Connections, Connection]:
+        """A connection whose answer is good; `_left` when it is read."""
         await self._take_slot()
         connections = self._connections
         connection: Connection | None = None
@@ -113,14 +119,22 @@ class Upstream:
             connection = await self._connected(connections)
             await self._ask(connection, exchange, patience)
             await self._check(connection, patience)
-            yield connection
-        except HeadraceError as error:
-            self._hide_secrets(error)
+        except BaseException as error:
+            self._left(connections, connection, error)
             raise
-        finally:
-            if connection is not None and connections is not None:
-                connections.give_back(connection)
-            self._slots.release()
+        return connections, connection
+
+    def _left(
+        self,
+        connections: Connections | None,
+        connection: Connection | None,
+        error: BaseException | None,
+    ) -> None:
+        if connection is not None and connections is not None:
+            connections.give_back(connection)
+        self._slots.release()
+        if isinstance(error, HeadraceError):
+            self._hide_secrets(error)
 
     def _hide_secrets(self, error: HeadraceError) -> None:
         """Take the secrets out of what an upstream quotes."""
@@ -267,6 +281,25 @@ class Upstream:
 
     def _too_large(self) -> UpstreamError:
         return UpstreamError(f"Provider '{self.name}' sent over {MAX_ANSWER_BYTES} bytes.")
+
+
+class Answer:
+    """A context in which one answer of `upstream` is read."""
+
+    __slots__ = ("_connection", "_connections", "_exchange", "_patience", "_upstream")
+
+    def __init__(self, upstream: Upstream, exchange: Exchange, patience: Patience) -> None:
+        self._upstream = upstream
+        self._exchange = exchange
+        self._patience = patience
+
+    async def __aenter__(self) -> Connection:
+        opened = await self._upstream._opened(self._exchange, self._patience)
+        self._connections, self._connection = opened
+        return self._connection
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._upstream._left(self._connections, self._connection, error)
 
 
 class Patience:

@@ -13,7 +13,9 @@ def cost(price: Price | None, usage: Usage) -> float | None:
     known; each token is priced once."""
     if price is None or usage.provenance == "unknown":
         return None
-    if usage.prompt_tokens or usage.completion_tokens or not _counted(usage):
+    if not _counted(usage):
+        return _tokens(price, usage)
+    if usage.prompt_tokens or usage.completion_tokens:
         return _tokens(price, usage) + (_pieces(price, usage) or 0.0)
     return _pieces(price, usage)
 

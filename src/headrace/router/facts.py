@@ -113,7 +113,7 @@ def facts_of(
         reasoning=_reasons(request),
         pictures=media.images,
         seconds=media.seconds,
-        characters=len(media.text) if media.endpoint == "speech" else 0,
+        characters=media.characters,
         at=int(at) if asked.time else 0,
         sticky=_sticky(request) if asked.sticky else "",
     )

@@ -1,11 +1,12 @@
 """The messages between the platform and an engine's process: one JSON object a line.
 
 To the engine:    load (a model: the first message) · generate, encode (a request) ·
-                  cancel (its id) · stop · load_adapter, drop_adapter (by name)
+                  cancel (its id) · stop · load_adapter, drop_adapter (by name) ·
+                  sleep, wake
 From the engine:  ready (what was loaded) · failed (it could not) · refused (a request) ·
                   outputs (news of requests, and the counters after the step) ·
                   encodings (requests that are done, and the counters) ·
-                  adapted (an adapter is there or gone, or why not)
+                  changed (an adapter is there or gone, the model sleeps or is awake, or why not)
 
 JSON, not pickle: what comes out of the engine's process is data, and a log of the channel can be
 read.

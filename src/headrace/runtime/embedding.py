@@ -306,6 +306,7 @@ def whole_texts(texts: Sequence[Encoded]) -> Batch:
         sampled_rows=np.empty(0, np.int32),
         sampling=sampling_rows([]),
         types=np.array([type for text in texts for type in text.types], np.int32),
+        given=lengths,
     )
 
 

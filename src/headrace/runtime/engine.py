@@ -22,9 +22,10 @@ from types import TracebackType
 
 from .adapters import Adapters
 from .admission import MAX_RANKED, admit, encode
-from .backends.base import Backend, Filling, KVLayout, KVType
+from .backends.base import Backend, Filling, KVLayout, KVType, Offloads, Sleeps
 from .backends.choice import choose, choose_for_ranks
 from .grammar import Grammars
+from .hostcache import HostBlocks
 from .kvcache import BlockPool
 from .layout import Layout
 from .loop import Loop
@@ -90,7 +91,10 @@ class Engine:
         self.limits = options.limits
         self.clock = clock
         self.pool = BlockPool(
-            backend.kv.blocks, backend.kv.block_size, share_prefixes=options.share_prefixes
+            backend.kv.blocks,
+            backend.kv.block_size,
+            share_prefixes=options.share_prefixes,
+            host=host_blocks(backend),
         )
         pace = Pace()
         self.scheduler = Scheduler(self.pool, self.limits, pace)
@@ -107,6 +111,7 @@ class Engine:
         self.adapters = Adapters.of(checkpoint, backend)
         self.sequences: dict[str, Sequence] = {}
         self.generated_tokens = self.cancelled = 0
+        self.asleep = False
 
     @classmethod
     def load(cls, path: Path, options: EngineOptions = DEFAULT_OPTIONS) -> Engine:
@@ -125,9 +130,14 @@ class Engine:
         if options.draft is not None and options.speculation:  # first: the model takes what is left
             draft = load_draft_model(options.draft, checkpoint, kv, options.backend, threads)
         program = decoder_program(checkpoint.architecture)
-        kv = replace(kv, filling=filling(options, checkpoint.architecture))
+        kept = options.kv_offload if options.tensor_parallel == 1 else 0
+        kv = replace(kv, filling=filling(options, checkpoint.architecture), host_bytes=kept)
         backend = load(program, checkpoint.weights, kv)
-        return cls(checkpoint, backend, options, draft=draft)
+        engine = cls(checkpoint, backend, options, draft=draft)
+        if options.kv_offload and engine.pool.host is None:
+            engine.close()
+            raise ValueError("kv_offload: expected a model on one GPU (backend cuda)")
+        return engine
 
     @property
     def backend(self) -> Backend:
@@ -207,6 +217,8 @@ class Engine:
         """Queue a request; `step` will run it. Raises RequestRefused where it never can."""
         if len(self.scheduler.waiting) >= self.limits.waiting:
             raise RequestRefused("busy", "the engine's queue is full")
+        if self.asleep:
+            raise RequestRefused("busy", "the model sleeps")
         if request.id in self.sequences:
             raise RequestRefused("invalid_value", "this id is running already", field="id")
         adapter = self.adapters.use(request.adapter)
@@ -288,6 +300,7 @@ class Engine:
 
     def counters(self) -> Counters:
         """The engine's state in numbers."""
+        host = self.pool.host
         return Counters(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
@@ -300,11 +313,52 @@ class Engine:
             generated_tokens=self.generated_tokens,
             cancelled=self.cancelled,
             preempted=self.scheduler.preempted,
+            kv_offloaded=0 if host is None else host.offloaded,
+            kv_fetched=0 if host is None else host.fetched,
+            kv_host_used=0 if host is None else host.used,
+            kv_host_total=0 if host is None else host.blocks,
             drafted=self.speculator.drafted if self.speculator else 0,
             accepted=self.speculator.accepted if self.speculator else 0,
             adapters=len(self.adapters.named),
             adapter_bytes=self.adapters.bytes,
         )
+
+    def sleep(self) -> None:
+        """Leave the device to others: the weights stay in host memory, prefixes are forgotten.
+
+        Raises ValueError where requests run, or the model is in host memory anyway; MemoryError.
+        """
+        if not self.idle:
+            raise ValueError("requests of this model run")
+        resting = self.resting()
+        self.loop.rest()
+        try:
+            for backend, pool in resting:
+                pool.empty()
+                backend.sleep()
+        except MemoryError:
+            for backend, _ in resting:
+                backend.wake()
+            raise
+        self.asleep = True
+
+    def wake(self) -> None:
+        """Take requests again. Raises MemoryError where the device is full: it sleeps on."""
+        if self.asleep:
+            for backend, _ in self.resting():
+                backend.wake()
+        self.asleep = False
+
+    def resting(self) -> list[tuple[Sleeps, BlockPool]]:
+        """What can sleep of model and draft model. Raises ValueError where one cannot."""
+        draft = None if self.speculator is None else self.speculator.model
+        found: list[tuple[Sleeps, BlockPool]] = []
+        for part in (self.loop, draft):
+            if part is not None and not isinstance(part.backend, Sleeps):
+                raise ValueError("only a model on one GPU can sleep; this one is in host memory")
+            if part is not None and isinstance(part.backend, Sleeps):
+                found.append((part.backend, part.pool))
+        return found
 
     def close(self) -> None:
         """Release the backend, and that of a draft model."""
@@ -322,13 +376,20 @@ class Engine:
         self.close()
 
 
+def host_blocks(backend: Backend) -> HostBlocks | None:
+    """The KV blocks that a backend keeps in host memory as well, where it does."""
+    if isinstance(backend, Offloads) and backend.host_blocks:
+        return HostBlocks(backend.host_blocks, backend.copy_blocks)
+    return None
+
+
 def filling(options: EngineOptions, model: Architecture) -> Filling | None:
-    """What a KV cache that takes what is free leaves room for; None where its size is given, or
-    has to be equal on several devices."""
-    if options.kv_tokens is not None or options.tensor_parallel > 1:
+    """What a KV cache that takes what is free leaves room for; None where its size is given."""
+    if options.kv_tokens is not None:
         return None
-    limits = options.limits
-    return Filling(limits.batch_tokens, limits.sequences, model.context, MAX_RANKED, options.memory)
+    limits, most = options.limits, options.memory
+    most = None if most is None else most // options.tensor_parallel
+    return Filling(limits.batch_tokens, limits.sequences, model.context, MAX_RANKED, most)
 
 
 def loader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from .embedding import is_encoder
 from .models.architecture import Architecture
@@ -14,9 +15,16 @@ PROCESS = 128 * 2**20  # an engine without a model: interpreter, libraries, toke
 WORKING = 1.1  # of the weights, with what a step needs beside them
 
 
-def footprint(path: Path, options: EngineOptions) -> int:
-    """Bytes that an engine of the model at `path` takes, its whole KV cache included: an estimate
-    from the model's description, without its weights being read.
+class Footprint(NamedTuple):
+    """Bytes that an engine takes, its whole KV cache included, and those of its weights alone."""
+
+    whole: int
+    weights: int
+
+
+def footprint(path: Path, options: EngineOptions) -> Footprint:
+    """What an engine of the model at `path` takes: an estimate from the model's description,
+    without its weights being read.
 
     Raises WeightsError, OSError.
     """
@@ -26,7 +34,9 @@ def footprint(path: Path, options: EngineOptions) -> int:
     else:
         described = describe_file(read_gguf(path), options.planned_tokens)
     kv = 0 if encodes else kv_bytes(described.architecture, options)
-    return PROCESS + int(weight_bytes(described, options) * WORKING) + kv
+    processes = PROCESS * (1 if encodes else options.tensor_parallel)
+    weights = weight_bytes(described, options)
+    return Footprint(processes + int(weights * WORKING) + kv, weights)
 
 
 def weight_bytes(described: Description, options: EngineOptions) -> int:
@@ -50,5 +60,6 @@ def kv_bytes(model: Architecture, options: EngineOptions) -> int:
     else:
         size = 1 if rounded else 2
         scale = 4 if rounded or options.backend != "cuda" else 0  # of a head's key or value
-    entries = 2 * len(model.layers) * model.kv_heads * options.planned_tokens
+    heads = max(model.kv_heads, options.tensor_parallel)  # each rank has one, or more
+    entries = 2 * len(model.layers) * heads * options.planned_tokens
     return entries * (model.head_size * size + scale)

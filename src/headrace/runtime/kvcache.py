@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from .hostcache import HostBlocks
+
 DIGEST_BYTES = 16  # a collision would be a wrong answer: 128 bits, of a cryptographic hash
 
 
@@ -29,7 +31,16 @@ class BlockTable:
 class BlockPool:
     """KV blocks of `block_size` token slots, counted by reference."""
 
-    def __init__(self, blocks: int, block_size: int, *, share_prefixes: bool = True) -> None:
+    def __init__(
+        self,
+        blocks: int,
+        block_size: int,
+        *,
+        share_prefixes: bool = True,
+        host: HostBlocks | None = None,
+    ) -> None:
+        """`host` takes in what is evicted here."""
+        self.host = host
         self.blocks = blocks
         self.block_size = block_size
         self.share_prefixes = share_prefixes
@@ -68,6 +79,9 @@ class BlockPool:
             block = self.blank.pop()
         else:
             block, _ = self.unused.popitem(last=False)
+            digest = self.hash_of[block]
+            if self.host is not None and digest is not None:
+                self.host.keep(digest, block)
             self.forget(block)
             self.evictions += 1
         self.references[block] = 1
@@ -112,6 +126,51 @@ class BlockPool:
         table.published = len(table.blocks)
         return table.published * self.block_size
 
+    def extend(self, table: BlockTable, tokens: Sequence[int], salt: bytes, slots: int) -> int:
+        """Grow a table, which `share` was asked about and for which there are blocks, to hold
+        `slots`; what host memory has of `tokens` is fetched. Returns how many of them it will hold.
+        """
+        known, claimed = table.published, list[tuple[bytes, int]]()
+        if self.host is not None and self.share_prefixes:
+            full = (len(tokens) - 1) // self.block_size
+            claimed = self.host.claim(self.chain(table, tokens, salt, full)[known:])
+        self.grow(table, slots)
+        if self.host is not None and claimed:
+            fetched = table.blocks[known : known + len(claimed)]
+            self.host.fetch(claimed, fetched)
+            for (digest, _), block in zip(claimed, fetched, strict=True):
+                self.learn(digest, block)
+            table.published += len(claimed)
+        return table.published * self.block_size
+
+    def arriving(self, table: BlockTable) -> bool:
+        """Whether something that the table holds is still on its way from host memory."""
+        host = self.host
+        return host is not None and not host.coming.keys().isdisjoint(table.blocks)
+
+    def lose_arrivals(self) -> list[int]:
+        """Unlearn blocks that were to come from host memory and did not begin to."""
+        lost = [] if self.host is None else self.host.lose()
+        for block in lost:
+            self.forget(block)
+            if block in self.unused:
+                del self.unused[block]
+                self.blank.append(block)
+        return lost
+
+    def learn(self, digest: bytes, block: int) -> None:
+        """Note what a block holds; of two that hold the same the first is the known one."""
+        if digest not in self.known:
+            self.known[digest] = block
+            self.hash_of[block] = digest
+
+    def empty(self) -> None:
+        """Forget what unused blocks hold."""
+        while self.unused:
+            block, _ = self.unused.popitem()
+            self.forget(block)
+            self.blank.append(block)
+
     def publish(self, table: BlockTable, tokens: Sequence[int], computed: int, salt: bytes) -> None:
         """Let others share the table's blocks that the first `computed` tokens fill."""
         full = computed // self.block_size
@@ -119,11 +178,7 @@ class BlockPool:
             return
         chain = self.chain(table, tokens, salt, full)
         for index in range(table.published, full):
-            block = table.blocks[index]
-            # Two sequences may compute the same block side by side: the first is the known one.
-            if chain[index] not in self.known:
-                self.known[chain[index]] = block
-                self.hash_of[block] = chain[index]
+            self.learn(chain[index], table.blocks[index])
         table.published = full
 
     def chain(

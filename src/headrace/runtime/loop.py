@@ -146,6 +146,10 @@ class Loop:
                 self.cached_tokens += span.sequence.cached
         if not ahead and (drafted := self.speculate(spans)) is not spans:
             plan, spans = None, drafted
+        if (ready := self.bring(spans)) is not spans:
+            plan, spans = None, ready
+        if not spans:
+            return None
         if plan is None:
             flight = launched(self.backend, spans)
         else:
@@ -165,7 +169,7 @@ class Loop:
             following.undo()
         flight.undo()
         taken: list[Taken] = []
-        for span in [span for span in flight.spans if span.holds]:
+        for span in self.bring([span for span in flight.spans if span.holds]):
             alone = launched(self.backend, [replace(span, drafts=())])
             alone.choose()
             try:
@@ -176,6 +180,22 @@ class Loop:
                 log.exception("a step of request %s failed", span.sequence.id)
                 taken.append(Taken(span.sequence, "error"))
         return taken
+
+    def bring(self, spans: list[Span]) -> list[Span]:
+        """Begin the copies between device and host, which the step of these spans may wait for.
+
+        Those that can run: where copying fails, sequences that counted on it are computed again.
+        """
+        host = self.pool.host
+        if host is None or not (host.moves or host.coming):
+            return spans
+        try:
+            host.begin({block for span in spans for block in span.table.blocks})
+        except Exception:
+            log.exception("KV blocks could not be copied from or to host memory")
+            self.scheduler.lose_arrivals()
+            return [span for span in spans if span.holds]
+        return spans
 
     def speculate(self, spans: list[Span]) -> list[Span]:
         """Add drafts that pay, where all sequences decode and nobody waits for the step's room."""
@@ -224,6 +244,18 @@ class Loop:
         self.pace.measured(flight.decoding, flight.prefilled, seconds)
         if self.speculator is not None and not flight.prefilled:
             self.speculator.measured(len(flight.spans), flight.rows, tokens, seconds)
+
+    def rest(self) -> None:
+        """See the end of what still runs, for nobody any more, and begin the copies that wait."""
+        flight, self.flight = self.flight, None
+        if flight is not None:
+            try:
+                flight.pending.wait()
+            except GroupLost:
+                raise
+            except Exception as error:
+                log.debug("a step that nobody waits for failed: %s", error)
+        self.bring([])
 
     def close(self) -> None:
         """Release the backend, and that of a draft model."""

@@ -52,6 +52,7 @@ class EngineOptions:
     kv_tokens: int | None = None
     memory: int | None = None  # None: what is free
     block_size: int = 32
+    kv_offload: int = 0  # bytes of host memory for KV blocks that a GPU has to give away
     share_prefixes: bool = True
     speculation: bool = True
     overlap: bool = True  # host and backend work at the same time; off: to see what it is worth

@@ -43,6 +43,10 @@ class EngineFailed(RuntimeError):
     """The engine could not load its model; the message says why."""
 
 
+class RestRefused(ValueError):
+    """The engine cannot sleep; the message says why."""
+
+
 class AdapterRefused(ValueError):
     """The engine does not take the adapter; the message says why."""
 
@@ -68,8 +72,10 @@ class EngineProcess:
         self.process: asyncio.subprocess.Process | None = None
         self.writer: asyncio.StreamWriter | None = None
         self.streams: dict[str, asyncio.Queue[News]] = {}
-        self.changes: dict[str, asyncio.Future[Message]] = {}  # of adapters, under way
+        self.changes: dict[str, asyncio.Future[Message]] = {}  # under way
         self.supervisor: asyncio.Task[None] | None = None
+        self.awake = asyncio.Event()
+        self.awake.set()
         self.settled = asyncio.Event()  # not while a process that died is being replaced
         self.settled.set()
 
@@ -146,7 +152,7 @@ class EngineProcess:
 
     async def load_adapter(self, name: str, path: Path) -> None:
         """Let requests name this adapter; running ones go on. Raises AdapterRefused, EngineDied."""
-        await self.change_adapters("load_adapter", name=name, path=str(path))
+        await self.change(AdapterRefused, "load_adapter", name=name, path=str(path))
         self.adapters[name] = path
 
     async def drop_adapter(self, name: str) -> None:
@@ -155,10 +161,24 @@ class EngineProcess:
         Raises AdapterRefused where there is none of the name, EngineDied.
         """
         self.adapters.pop(name, None)
-        await self.change_adapters("drop_adapter", name=name)
+        await self.change(AdapterRefused, "drop_adapter", name=name)
 
-    async def change_adapters(self, kind: str, **content: str) -> None:
-        """Ask for a change and wait until it is made."""
+    async def sleep(self) -> None:
+        """Let the model leave its GPU; no request runs. A process that dies now is started again
+        when it is woken. Raises RestRefused, EngineDied."""
+        await self.change(RestRefused, "sleep")
+        self.awake.clear()
+
+    async def wake(self) -> None:
+        """Let the model take its GPU's memory again. Raises EngineFailed."""
+        self.awake.set()
+        try:
+            await self.change(RestRefused, "wake")
+        except (RestRefused, EngineDied) as error:
+            raise EngineFailed(f"{self.path} could not be woken: {error}") from error
+
+    async def change(self, refusal: type[ValueError], kind: str, **content: str) -> None:
+        """Ask for a change and wait until it is made. Raises `refusal`, EngineDied."""
         writer = await self.channel()
         id = secrets.token_hex(8)
         self.changes[id] = asyncio.get_running_loop().create_future()
@@ -168,7 +188,7 @@ class EngineProcess:
         finally:
             del self.changes[id]
         if message["error"] is not None:
-            raise AdapterRefused(message["error"])
+            raise refusal(message["error"])
 
     async def channel(self) -> asyncio.StreamWriter:
         """Where messages to the engine go. One that died is waited for while it is started again;
@@ -188,6 +208,7 @@ class EngineProcess:
             with contextlib.suppress(asyncio.CancelledError):
                 await self.supervisor
         self.settled.set()
+        self.awake.set()
         if self.writer is not None:
             self.writer.write(frame("stop"))
         await self.end()
@@ -232,6 +253,7 @@ class EngineProcess:
             self.settled.clear()
             await self.end()
             log.error("the engine process of %s ended; starting it again", self.path)
+            await self.awake.wait()
             while True:
                 await asyncio.sleep(RESTART_DELAYS[min(failures, len(RESTART_DELAYS) - 1)])
                 try:
@@ -271,7 +293,7 @@ class EngineProcess:
         if message["kind"] == "counted":
             self.hand(message["id"], message["tokens"], last=True)
             return
-        if message["kind"] == "adapted":
+        if message["kind"] == "changed":
             change = self.changes.get(message["id"])
             if change is not None and not change.done():
                 change.set_result(message)

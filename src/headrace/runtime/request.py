@@ -178,6 +178,10 @@ class Counters:
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     kv_evictions: int = 0
+    kv_host_used: int = 0  # blocks in host memory
+    kv_host_total: int = 0
+    kv_offloaded: int = 0  # blocks copied there, and from there
+    kv_fetched: int = 0
     steps: int = 0
     prompt_tokens: int = 0  # of admitted requests, cached ones included
     cached_tokens: int = 0  # of these, those that another request had computed

@@ -104,14 +104,27 @@ class Scheduler:
         return sequence.deadline - now - self.pace.prefill_seconds(sequence.pending)
 
     def schedule(self, now: float) -> list[Span]:
-        """Spans of the next step, decodes first; blocks for them are taken."""
+        """Spans of the next step, decodes first; blocks for them are taken.
+
+        Who needs blocks that are on their way from host memory is passed over, as long as there is
+        something else to do; the copies are begun with the step.
+        """
+        host = self.pool.host
+        if host is None:
+            return self.spans(now)
+        host.settle()
+        return self.spans(now, patient=True) or self.spans(now)
+
+    def spans(self, now: float, *, patient: bool = False) -> list[Span]:
+        """Spans of the next step; where `patient`, of no sequence whose KV is still coming."""
         spans: dict[Sequence, Span] = {}
-        for sequence in [one for one in self.running if one.pending == 1 and one.goes_on]:
+        ready = [one for one in self.running if not (patient and self.pool.arriving(one.table))]
+        for sequence in [one for one in ready if one.pending == 1 and one.goes_on]:
             # one that gave its blocks away while this loop ran is waiting again
             if sequence in self.running and self.make_room(sequence, 1, spans):
                 spans[sequence] = Span.of(sequence, 1)
         budget = self.prefill_budget(spans)
-        prefilling = [one for one in self.running if one.pending > 1]
+        prefilling = [one for one in ready if one.pending > 1 and one in self.running]
         admitting = len(self.running) < self.limits.sequences
         candidates = [*prefilling, *(self.waiting if admitting and budget else ())]
         candidates.sort(key=lambda one: self.urgency(one, now), reverse=True)
@@ -123,6 +136,8 @@ class Scheduler:
                     continue
             elif not (admitting and self.admit(sequence)):
                 admitting = False  # whoever comes after must not take what this one waits for
+                continue
+            elif patient and self.pool.arriving(sequence.table):
                 continue
             spans[sequence] = Span.of(sequence, min(sequence.pending, budget))
             budget -= spans[sequence].count
@@ -159,7 +174,10 @@ class Scheduler:
         if needed + spare > self.pool.available:
             self.pool.release(table)
             return False
-        self.pool.grow(table, sequence.length)
+        if scored:
+            self.pool.grow(table, sequence.length)
+        else:
+            shared = self.pool.extend(table, tokens, sequence.salt, sequence.length)
         sequence.computed = shared
         if sequence.started is None:
             sequence.cached = shared
@@ -177,6 +195,12 @@ class Scheduler:
             if least is sequence:
                 return False
         return True
+
+    def lose_arrivals(self) -> None:
+        """What was to come from host memory will not: whoever counted on it is computed again."""
+        lost = set(self.pool.lose_arrivals())
+        for sequence in [one for one in self.running if not lost.isdisjoint(one.table.blocks)]:
+            self.preempt(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's blocks; it waits again and will be computed again.

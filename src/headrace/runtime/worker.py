@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from .backends.base import GroupLost
 from .channel import (
     Loaded,
     Message,
@@ -62,7 +63,11 @@ def main() -> None:
     refused = begin_with(engine, adapters)
     loaded = replace(describe(engine, time.monotonic() - began), refused=refused)
     channel.sendall(frame("ready", loaded=asdict(loaded)))
-    serve(engine, channel, inbox)
+    try:
+        serve(engine, channel, inbox)
+    except GroupLost:
+        log.exception("the engine cannot go on")
+        os._exit(1)  # at once: what is left of a group of ranks may wait for one that is gone
     (engine.encoder if isinstance(engine, EncoderQueue) else engine).close()
 
 
@@ -151,6 +156,8 @@ def attend(
         engine.cancel(message["id"])
     elif "adapter" in kind:
         adapt(engine, channel, inbox, message)
+    elif kind in ("sleep", "wake"):
+        channel.sendall(frame("changed", id=message["id"], error=rest(engine, kind)))
     elif kind != "stop":
         accept(engine, channel, message)
     return bool(kind != "stop")
@@ -173,6 +180,20 @@ def encode(engine: EncoderQueue, channel: socket.socket) -> None:
     channel.sendall(encodings_frame(found, engine.counters()))
 
 
+def rest(engine: Engine | EncoderQueue, kind: str) -> str | None:
+    """Let a model sleep, or wake it: why not, where it cannot."""
+    if isinstance(engine, EncoderQueue):
+        return "a model that reads whole texts does not sleep"
+    try:
+        if kind == "sleep":
+            engine.sleep()
+        else:
+            engine.wake()
+    except (ValueError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
 def adapt(
     engine: Engine | EncoderQueue,
     channel: socket.socket,
@@ -182,10 +203,10 @@ def adapt(
     """Load or drop an adapter. Its file is read beside the steps; then it comes back here."""
     kind, id, name = message["kind"], message["id"], message["name"]
     if isinstance(engine, EncoderQueue):
-        channel.sendall(frame("adapted", id=id, error=NO_ADAPTERS))
+        channel.sendall(frame("changed", id=id, error=NO_ADAPTERS))
     elif kind == "drop_adapter":
         found = engine.drop_adapter(name)
-        channel.sendall(frame("adapted", id=id, error=None if found else f"no adapter '{name}'"))
+        channel.sendall(frame("changed", id=id, error=None if found else f"no adapter '{name}'"))
     elif kind == "load_adapter":
         threading.Thread(target=read_adapter, args=(engine, inbox, message), daemon=True).start()
     else:
@@ -195,7 +216,7 @@ def adapt(
                 engine.adapters.put(name, message["adapter"])
             except (ValueError, MemoryError) as problem:
                 error = str(problem) or type(problem).__name__
-        channel.sendall(frame("adapted", id=id, error=error))
+        channel.sendall(frame("changed", id=id, error=error))
 
 
 def read_adapter(engine: Engine, inbox: queue.SimpleQueue[Message], message: Message) -> None:

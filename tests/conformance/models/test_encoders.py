@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,18 @@ def states(model: torch.nn.Module, encoder: Encoder, text: str) -> np.ndarray[An
     return found
 
 
+@pytest.fixture(params=["reference", "cpu"])
+def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> EncoderOptions:
+    monkeypatch.setenv("HEADRACE_CPU_PRECISE", "1")
+    return replace(OPTIONS, backend=request.param)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_encoder_gives_the_oracle_s_vectors(tmp_path: Path, name: str) -> None:
+def test_every_encoder_gives_the_oracle_s_vectors(
+    tmp_path: Path, name: str, options: EncoderOptions
+) -> None:
     model = build(tmp_path, name, "")
-    with Encoder.load(tmp_path, OPTIONS) as encoder:
+    with Encoder.load(tmp_path, options) as encoder:
         found = encoder.embed(TEXTS)
         for text, vector, count in zip(TEXTS, found.vectors, found.tokens, strict=True):
             hidden = states(model, encoder, text)
@@ -106,10 +115,10 @@ def test_every_encoder_gives_the_oracle_s_vectors(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("labels", [1, 3])
 def test_every_classifier_gives_the_oracle_s_probabilities(
-    tmp_path: Path, name: str, labels: int
+    tmp_path: Path, name: str, labels: int, options: EncoderOptions
 ) -> None:
     model = build(tmp_path, name, "ForSequenceClassification", num_labels=labels)
-    with Encoder.load(tmp_path, OPTIONS) as encoder:
+    with Encoder.load(tmp_path, options) as encoder:
         found = encoder.classify(TEXTS)
         assert found.labels == tuple(f"LABEL_{index}" for index in range(labels))
         for text, row in zip(TEXTS, found.probabilities, strict=True):
@@ -119,10 +128,12 @@ def test_every_classifier_gives_the_oracle_s_probabilities(
             np.testing.assert_allclose(row, expected.numpy(), atol=1e-5, rtol=0)
 
 
-def test_a_cross_encoder_reads_query_and_document_as_two_types(tmp_path: Path) -> None:
+def test_a_cross_encoder_reads_query_and_document_as_two_types(
+    tmp_path: Path, options: EncoderOptions
+) -> None:
     model = build(tmp_path, "bert", "ForSequenceClassification", num_labels=1)
     query, documents = "w1 w2 w3", ["w4 w5", "w3 w2 w1 w0", "w9"]
-    with Encoder.load(tmp_path, OPTIONS) as encoder:
+    with Encoder.load(tmp_path, options) as encoder:
         found = encoder.rank(query, documents)
         raw = []
         for document in documents:
@@ -135,7 +146,7 @@ def test_a_cross_encoder_reads_query_and_document_as_two_types(tmp_path: Path) -
     config = json.loads((tmp_path / "config.json").read_text())
     config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with Encoder.load(tmp_path, OPTIONS) as encoder:
+    with Encoder.load(tmp_path, options) as encoder:
         np.testing.assert_allclose(encoder.rank(query, documents).scores, raw, atol=1e-5)
 
 
@@ -267,15 +278,21 @@ def test_an_encoder_is_no_engine_s_model(tmp_path: Path) -> None:
         Engine.load(tmp_path, EngineOptions(backend="reference", kv_tokens=64))
 
 
-def test_minilm_gives_the_vectors_that_sentence_transformers_shows() -> None:
+def test_minilm_gives_the_vectors_that_sentence_transformers_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The first values of the two sentences of the model's own example."""
     shown = {
         "This is an example sentence": [6.7657e-02, 6.3496e-02, 4.8713e-02, 7.9305e-02, 3.7448e-02],
         "Each sentence is converted": [8.6439e-02, 1.0276e-01, 5.3946e-03, 2.0444e-03, -9.9634e-03],
     }
     with Encoder.load(pull("minilm-l6")) as encoder:
-        found = encoder.embed(list(shown)).vectors[:, :5]
-    np.testing.assert_allclose(found, list(shown.values()), atol=1e-5)
+        fast = encoder.embed(list(shown)).vectors
+    monkeypatch.setenv("HEADRACE_CPU_PRECISE", "1")
+    with Encoder.load(pull("minilm-l6")) as encoder:
+        found = encoder.embed(list(shown)).vectors
+    np.testing.assert_allclose(found[:, :5], list(shown.values()), atol=1e-5)
+    assert (np.sum(fast * found, axis=1) > 0.9999).all()  # bfloat16, where there are tiles
 
 
 def test_minilm_gives_the_oracle_s_vectors_and_ids() -> None:

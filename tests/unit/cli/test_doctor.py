@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headrace.cli.main import app
+from headrace.runtime.backends.choice import gpus
 
 runner = CliRunner()
 
@@ -52,6 +53,16 @@ def test_a_model_s_ops_have_their_formats_and_kernels(tiny: Path) -> None:
     linear = next(line.split() for line in done.stdout.splitlines() if " Linear " in line)
     assert "attention.query," in linear
     assert {"0-1", "Q8_0", "int8"} <= set(linear)
+
+
+@pytest.mark.skipif(gpus() > 0, reason="there is a GPU: it is asked itself")
+def test_without_a_gpu_it_says_what_one_would_run(tiny: Path) -> None:
+    done = runner.invoke(app, ["doctor", str(tiny)])
+    for capability in ("8.0", "9.0"):
+        assert (
+            f"gpus           none; one of capability {capability} would run linear F32: "
+            "Triton tiles to 16 rows, cuBLAS above" in done.stdout
+        )
 
 
 def test_a_model_that_is_not_here_is_not_fetched(place: Path) -> None:

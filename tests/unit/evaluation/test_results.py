@@ -22,8 +22,8 @@ from headrace.evaluation.results import (
 )
 from headrace.evaluation.specification import Dataset, Specification, Target
 from headrace.evaluation.target import Answer
-from headrace.observability.database import ENVIRONMENT
 from headrace.observability.store import CallStore, store_url
+from headrace.observability.upgrade import ENVIRONMENT
 
 SPECIFICATION = Specification(
     name="facts",

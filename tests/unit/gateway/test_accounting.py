@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.config.schema import Price
+from headrace.gateway.connection import Headers
 from headrace.gateway.disconnect import ClientGone
 from headrace.gateway.formats import FORMATS
 from headrace.gateway.reply import Reply, header_value
@@ -52,6 +53,10 @@ async def test_a_client_whose_connection_stays_full_is_gone() -> None:
 
         def hold(self) -> None:
             """There is nothing to hold back."""
+
+        def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+            """There is no connection."""
+            return False
 
         def drop(self) -> None:
             """There is no connection."""

@@ -111,3 +111,13 @@ async def test_an_adapter_is_there_again_when_its_model_is(
     for seed, name in enumerate(("mine", "two", "mine")):  # each a call of its own to the cache
         assert await say(gateway, name, seed=seed) == 200
     assert (await states(gateway))["mine"] == "loaded"
+
+
+async def test_a_model_that_is_in_host_memory_anyway_does_not_sleep(gateway: Running) -> None:
+    async with gateway.http.post(f"{gateway.url}{ADMIN}/one/sleep") as response:
+        assert response.status == 400
+        error = (await response.json())["error"]
+    assert error["param"] == "model"
+    assert "only a model on one GPU can sleep" in error["message"]
+    assert (await states(gateway))["one"] == "loaded"
+    assert await say(gateway, "one") == 200

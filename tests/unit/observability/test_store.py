@@ -9,7 +9,6 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 
-from headrace.observability.database import ENVIRONMENT
 from headrace.observability.store import (
     HEAD,
     VERSIONS,
@@ -18,6 +17,7 @@ from headrace.observability.store import (
     calls_table,
     store_url,
 )
+from headrace.observability.upgrade import ENVIRONMENT
 from headrace.protocol.errors import ServiceError
 
 from .calls import call

@@ -17,8 +17,8 @@ class Engine:
     for `leaving`."""
 
     def __init__(self) -> None:
-        self.running = 0
-        self.starts = 0
+        self.running = self.sleeping = 0
+        self.starts = self.wakes = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.leaving = asyncio.Event()
@@ -34,15 +34,38 @@ class Engine:
 
     async def close(self) -> None:
         await self.leaving.wait()
-        self.running = 0
+        self.running = self.sleeping = 0
+
+    async def sleep(self) -> None:
+        await self.leaving.wait()
+        if self.fault is not None:
+            raise self.fault
+        self.running, self.sleeping = 0, 1
+
+    async def wake(self) -> None:
+        await self.gate.wait()
+        self.sleeping = 0
+        if self.fault is not None:
+            raise self.fault
+        self.running, self.wakes = 1, self.wakes + 1
 
 
 def made(
-    sizes: dict[str, int], budget: int = 10, wait: float = 5.0
+    sizes: dict[str, int], budget: int = 10, wait: float = 5.0, host_budget: int = 0
 ) -> tuple[dict[str, Engine], Residency]:
+    """Each model's weights are half of it."""
     engines = {name: Engine() for name in sizes}
     ticks = count()
-    return engines, Residency(engines, sizes, budget, lambda: float(next(ticks)), wait)
+    weights = {name: size // 2 for name, size in sizes.items()}
+    return engines, Residency(
+        engines,
+        sizes,
+        budget,
+        lambda: float(next(ticks)),
+        wait,
+        weights=weights,
+        host_budget=host_budget,
+    )
 
 
 def loaded(engines: dict[str, Engine]) -> str:
@@ -142,3 +165,71 @@ async def test_a_call_during_an_unload_waits_for_its_end_and_loads_again() -> No
     await asyncio.gather(unloading, calling)
     assert residency.models["a"].state == "loaded"
     assert engines["a"].running == 1
+
+
+async def test_a_model_that_sleeps_leaves_the_budget_and_is_woken_by_the_next_call() -> None:
+    engines, residency = made({"a": 6, "b": 6}, host_budget=3)
+    await use(residency, "a")
+    await residency.sleep("a")
+    assert (residency.used, residency.host_used) == (0, 3)
+    assert residency.models["a"].state == "sleeping"
+    await use(residency, "b")
+    assert engines["a"].sleeping == 1
+    await asyncio.gather(*(use(residency, "a") for _ in range(5)))
+    assert loaded(engines) == "a"  # and b had to go
+    assert (engines["a"].starts, engines["a"].wakes) == (1, 1)
+    assert (residency.used, residency.host_used) == (6, 3)  # its copy is kept for the next time
+    await residency.unload("a")
+    assert (residency.used, residency.host_used) == (0, 0)
+
+
+async def test_a_model_in_use_does_not_sleep_nor_one_that_the_host_has_no_room_for() -> None:
+    engines, residency = made({"a": 4, "b": 4}, host_budget=3)
+    async with residency.held("a"):
+        with pytest.raises(Overloaded, match="in use"):
+            await residency.sleep("a")
+    await use(residency, "b")
+    await residency.sleep("a")
+    with pytest.raises(Overloaded, match="no room"):
+        await residency.sleep("b")
+    assert loaded(engines) == "b"
+    await residency.unload("a")
+    await residency.sleep("b")
+    await residency.sleep("b")  # it does already
+    assert engines["b"].sleeping == 1
+
+
+async def test_a_call_while_a_model_falls_asleep_waits_and_wakes_it() -> None:
+    engines, residency = made({"a": 4}, host_budget=4)
+    await use(residency, "a")
+    engines["a"].leaving.clear()
+    sleeping = asyncio.create_task(residency.sleep("a"))
+    await asyncio.sleep(0)
+    calling = asyncio.create_task(use(residency, "a"))
+    await asyncio.sleep(0)
+    engines["a"].leaving.set()
+    await asyncio.gather(sleeping, calling)
+    assert (engines["a"].starts, engines["a"].wakes, engines["a"].running) == (1, 1, 1)
+
+
+async def test_a_model_that_cannot_be_woken_is_loaded_anew() -> None:
+    engines, residency = made({"a": 4}, host_budget=4)
+    await use(residency, "a")
+    await residency.sleep("a")
+    engines["a"].fault = ValueError("the device is full")
+    with pytest.raises(ValueError, match="full"):
+        await residency.load("a")
+    assert (residency.used, residency.host_used) == (0, 0)
+    engines["a"].fault = None
+    await use(residency, "a")
+    assert (engines["a"].starts, engines["a"].running) == (2, 1)
+
+
+async def test_a_model_that_cannot_sleep_stays_as_it_was() -> None:
+    engines, residency = made({"a": 4}, host_budget=4)
+    await use(residency, "a")
+    engines["a"].fault = ValueError("not on a GPU")
+    with pytest.raises(ValueError, match="not on a GPU"):
+        await residency.sleep("a")
+    assert residency.models["a"].state == "loaded"
+    assert (residency.used, loaded(engines)) == (4, "a")

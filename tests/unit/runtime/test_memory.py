@@ -25,7 +25,8 @@ def test_a_control_group_bounds_the_memory(tmp_path: Path) -> None:
 
 def test_a_longer_cache_takes_its_bytes(tiny: Path) -> None:
     sizes = [
-        footprint(tiny, EngineOptions(backend="cpu", kv_tokens=tokens)) for tokens in (1000, 3000)
+        footprint(tiny, EngineOptions(backend="cpu", kv_tokens=tokens)).whole
+        for tokens in (1000, 3000)
     ]
     # keys and values, layers, KV heads, head size of 16 bits, scale
     per_token = 2 * 2 * 2 * (16 * 2 + 4)

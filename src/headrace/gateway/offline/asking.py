@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from headrace.config.schema import LOCAL
 from headrace.gateway.admission import Admission
-from headrace.gateway.connection import CLIENT
+from headrace.gateway.connection import CLIENT, Headers
 from headrace.gateway.disconnect import ClientGone
 from headrace.gateway.door import HOLDER
 from headrace.gateway.keyring import Holder
@@ -120,6 +120,10 @@ class _Nobody:
 
     def hold(self) -> None:
         """Nothing: what is sent goes nowhere."""
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Nothing: it is sent by messages."""
+        return False
 
     def drop(self) -> None:
         """Nothing: there is no connection."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,6 +21,7 @@ from headrace.gateway.keyring import Charge
 from headrace.gateway.multipart import FORM_BYTES, Form, read_form
 from headrace.gateway.offline.runner import Runner
 from headrace.gateway.offline.store import KEPT, Full, OfflineStore
+from headrace.gateway.queries import invalid, query_of
 from headrace.gateway.services import Services
 from headrace.protocol.errors import (
     BodyTooLarge,
@@ -30,26 +31,31 @@ from headrace.protocol.errors import (
     RateLimited,
 )
 from headrace.protocol.json import decode_object
+from headrace.protocol.openai import convert
 from headrace.protocol.openai_batches import Batch, BatchEndpoint, File, list_body
 
 JSON = "application/json"
 LIVE = 64  # batches of one key that are not over
 WINDOW = 86_400  # seconds, "24h"
 
-T = TypeVar("T")
-
 Seconds = Annotated[int, Meta(ge=3600, le=30 * 86_400)]
 Tag = Annotated[str, Meta(max_length=64)]
 Value = Annotated[str, Meta(max_length=512)]
 
 
-class BatchWish(Struct, frozen=True):
+class NewBatch(Struct, frozen=True):
     """The batch that is asked for."""
 
     input_file_id: str
     endpoint: BatchEndpoint
     completion_window: Literal["24h"]
     metadata: Annotated[dict[Tag, Value], Meta(max_length=16)] | None = None
+
+
+class FileForm(Struct):
+    """The fields of a form with a file."""
+
+    purpose: Literal["batch"]
 
 
 class FilesPage(Struct, frozen=True):
@@ -104,8 +110,7 @@ class Offline:
 
     async def _stored(self, form: Form, tenant: str) -> File:
         settings, now = self._services.configuration.files, int(self._services.wall())
-        if form.get("purpose") != "batch":
-            raise InvalidField("purpose", "expected 'batch'.")
+        convert(dict(form.fields), FileForm)
         upload = form.upload("file")
         if upload.size > settings.max_bytes:
             raise BodyTooLarge(f"The file is over the limit of {settings.max_bytes} bytes.")
@@ -138,7 +143,7 @@ class Offline:
 
     async def files(self, request: Request) -> Response:
         """GET /v1/files."""
-        page = _query(request, FilesPage)
+        page = query_of(request, FilesPage)
         found = await asyncio.to_thread(
             self._store.files,
             _tenant(request),
@@ -198,7 +203,7 @@ class Offline:
 
     async def batches(self, request: Request) -> Response:
         """GET /v1/batches."""
-        page = _query(request, BatchesPage)
+        page = query_of(request, BatchesPage)
         found = await asyncio.to_thread(
             self._store.batches, _tenant(request), page.after, page.limit + 1
         )
@@ -243,7 +248,7 @@ class Offline:
         """Count a call that stores something; whose it is."""
         services = self._services
         charge = Charge(holder=request.scope.get(HOLDER))
-        with services.admission.counted(), services.keyring.held(charge):
+        with services.admission, services.keyring.held(charge):
             services.admission.admit()
             yield charge.tenant
 
@@ -268,27 +273,11 @@ def _kept(form: Form) -> int:
         raise InvalidField("expires_after[seconds]", f"{error}.") from None
 
 
-def _wished(fields: dict[str, Any]) -> BatchWish:
+def _wished(fields: dict[str, Any]) -> NewBatch:
     try:
-        return msgspec.convert(fields, BatchWish)
+        return msgspec.convert(fields, NewBatch)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
-
-
-def _query(request: Request, page: type[T]) -> T:
-    try:
-        return msgspec.convert(dict(request.query_params), page, strict=False)
-    except msgspec.ValidationError as error:
-        raise invalid(error) from None
-
-
-def invalid(error: msgspec.ValidationError) -> InvalidField:
-    """What msgspec says, by the field it names."""
-    said, _, place = str(error).partition(" - at `$.")
-    if place:
-        return InvalidField(place.rstrip("`"), f"{said}.")
-    field = said.rpartition("field `")[2].rstrip("`") if "field `" in said else "body"
-    return InvalidField(field, f"{said}.")
 
 
 def _json(content: object) -> Response:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ class KVLayout:
     block_size: int = 32
     dtype: KVType = "f16"
     filling: Filling | None = None
+    host_bytes: int = 0  # for blocks in host memory, of a backend that `Offloads`
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ class Backend(Protocol):
 class Place:
     """Which rank of how many runs a program that was cut (`models.sharding`), and where they meet.
 
-    `meeting` is a file, in a folder that nobody else may write to, which the first one makes.
+    `meeting` is an empty file that nobody else may open.
     """
 
     rank: int
@@ -244,6 +245,54 @@ class Group(Protocol):
 
 class GroupLost(RuntimeError):
     """A rank failed in a step: the ranks do not agree any more, and no step can be run."""
+
+
+class Move(NamedTuple):
+    """A copy of a KV block: of the device, and of host memory; `out` of the device, or into it."""
+
+    block: int
+    slot: int
+    out: bool
+
+
+class Transfer(Protocol):
+    """Moves that were begun."""
+
+    def done(self) -> bool:
+        """Whether they are over."""
+        ...
+
+    def join(self) -> None:
+        """Let steps that are launched from now on wait for their end; the host does not."""
+        ...
+
+
+@runtime_checkable
+class Offloads(Protocol):
+    """A backend that keeps KV blocks in host memory as well: `host_blocks` of them."""
+
+    host_blocks: int
+
+    def copy_blocks(self, moves: Sequence[Move]) -> Transfer:
+        """Begin moves in their order, after all steps that were launched, and before any to come
+        writes over a block that goes out. Raises MemoryError: some may have been made."""
+        ...
+
+
+@runtime_checkable
+class Sleeps(Protocol):
+    """A backend on a device of its own, which it can leave to others for a while."""
+
+    def sleep(self) -> None:
+        """Keep the weights in host memory and free the device's; what the KV cache holds is lost.
+
+        Nothing is launched until `wake`. Raises MemoryError: then nothing has changed.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Take the device's memory again, if it sleeps. Raises MemoryError: then it sleeps on."""
+        ...
 
 
 class Load(Protocol):

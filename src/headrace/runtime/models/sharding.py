@@ -156,6 +156,25 @@ def sizes(heads: int, kv_heads: int) -> list[int]:
     ]
 
 
+def fitting(program: Program, weights: Mapping[str, Tensor]) -> list[int]:
+    """The numbers of parts that a program can be cut into."""
+    found = []
+    for op in program.ops:
+        if isinstance(op, Attention):
+            found = sizes(op.heads, op.kv_heads)
+            break
+    return [size for size in found if can_be_cut(program, weights, size)]
+
+
+def can_be_cut(program: Program, weights: Mapping[str, Tensor], size: int) -> bool:
+    """Whether a program can be cut into so many parts: if one rank's can, all can."""
+    try:
+        shard(program, weights, 0, size)
+    except UnsupportedProgram:
+        return False
+    return True
+
+
 def plan(cutting: Cutting, program: Program) -> None:
     """Decide the parts of all buffers. Raises UnsupportedProgram."""
     for op in program.ops:

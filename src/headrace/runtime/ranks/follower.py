@@ -14,12 +14,14 @@ import socket
 import sys
 from pathlib import Path
 
-from ..backends.base import Backend, KVLayout, Pending, Place
+from ..backends.base import Backend, Filling, KVLayout, Pending, Place
 from ..backends.choice import load_by_name
 from ..models.assembly import decoder_program
 from ..models.checkpoint import load_description
 from ..models.sharding import Shard, shard
 from .wire import Closed, Message, packed, read_batch, read_deltas, receive, watch
+
+HEARD = 5.0  # seconds that rank 0 has to hear why a rank failed, before that one ends
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +44,15 @@ def main() -> None:
             channel.sendall(packed("cut"))
             backend = load(message, place, own)
         except (ValueError, OSError, MemoryError) as error:
+            log.error("%s", error)
             channel.sendall(failure(error))
-            receive(channel)  # until it is closed
+            # rank 0 may wait for this one, among all ranks, and not for its answer
+            channel.settimeout(HEARD)
+            receive(channel)
             return
         channel.sendall(packed("ready"))
         serve(backend, own, channel)
-    except Closed:
+    except (Closed, TimeoutError):
         return
     backend.close()
 
@@ -65,7 +70,8 @@ def cut(message: Message, place: Place) -> Shard:
 def load(message: Message, place: Place, own: Shard) -> Backend:
     """The backend over the part, once all ranks are there. Raises ValueError, MemoryError."""
     asked = message.content
-    kv = KVLayout(**asked["kv"])
+    filling = asked["kv"]["filling"]
+    kv = KVLayout(**{**asked["kv"], "filling": filling and Filling(**filling)})
     return load_by_name(asked["backend"], own.program, own.weights, kv, asked["threads"], place)
 
 

@@ -337,7 +337,7 @@ async def test_lines_wait_while_a_person_uses_the_engine(tiny: Path, tmp_path: P
         services = gateway.app.services
         local = services.providers["local"]
         assert isinstance(local, LocalProvider)
-        with services.locally.counted():  # as a call that somebody waits for does
+        with services.locally:  # as a call that somebody waits for does
             batch_id = await submitted(
                 client, jsonl(*(line(f"q{i}", model="tiny") for i in range(3)))
             )

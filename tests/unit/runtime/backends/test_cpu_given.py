@@ -18,7 +18,7 @@ from headrace.runtime.weights.tensor import FORMATS, Tensor
 from tests.fakes.programs import flat_batch, linear_program, program, random_tensor, tensor
 
 KV = KVLayout(1, 32)
-PACKED = [name for name in FORMATS if name not in ("F32", "F16", "BF16")]
+FORMATS_OF_32 = [name for name, (values, _) in FORMATS.items() if values <= 32]
 tiles = pytest.mark.skipif("amx" not in levels(), reason="this processor has no tiles")
 
 
@@ -49,7 +49,7 @@ def in_brains(values: Float32) -> Float32:
     rows=st.integers(1, 70),
     outputs=st.integers(1, 70),
     blocks=st.integers(1, 40),
-    format=st.sampled_from([name for name in PACKED if FORMATS[name][0] == 32]),
+    format=st.sampled_from(FORMATS_OF_32),
     seed=st.integers(0, 1000),
 )
 def test_given_rows_lose_the_rounding_to_bfloat16_alone(
@@ -73,7 +73,7 @@ def test_given_rows_lose_the_rounding_to_bfloat16_alone(
 
 
 @tiles
-@pytest.mark.parametrize("format", ["Q4_K", "Q5_K", "Q6_K", "Q4_1"])
+@pytest.mark.parametrize("format", ["Q4_K", "Q5_K", "Q6_K", "Q4_1", "F32", "F16", "BF16"])
 def test_given_rows_are_near_the_truth(format: str) -> None:
     random = np.random.default_rng(1)
     made, weights = linear_program({"w": random_tensor(random, format, 83, 768)})
@@ -85,7 +85,7 @@ def test_given_rows_are_near_the_truth(format: str) -> None:
     assert np.abs(got - expected).max() <= 5e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("format", ["Q4_1", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize("format", ["Q4_1", "Q6_K", "Q8_0", "F32", "BF16"])
 def test_what_a_row_is_decides_and_not_the_rows_beside_it(format: str) -> None:
     """Each row is to the last bit what it is alone, given or chosen, wherever it stands."""
     random = np.random.default_rng(2)
@@ -128,7 +128,14 @@ def gated_program(
     return made, weights
 
 
-GATED = [("Q4_1", "Q4_1", "Q4_1"), ("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q8_0", "Q4_0")]
+GATED = [
+    ("Q4_1", "Q4_1", "Q4_1"),
+    ("Q4_K", "Q4_K", "Q6_K"),
+    ("Q4_0", "Q8_0", "Q4_0"),
+    ("BF16", "BF16", "BF16"),
+    ("F16", "F16", "Q8_0"),
+    ("BF16", "Q8_0", "F32"),
+]
 
 
 @pytest.mark.parametrize("formats", [*GATED, ("Q8_0", "Q8_0", "F16")])

@@ -24,7 +24,6 @@ from headrace.runtime.models.program import (
     Logits,
     Norm,
     Op,
-    Pool,
     UnsupportedProgram,
 )
 from headrace.runtime.weights.tensor import Tensor
@@ -246,9 +245,9 @@ def test_an_idle_backend_uses_no_processor_time(backend: CPUBackend) -> None:
 @pytest.mark.parametrize(
     ("op", "lacking"),
     [
-        (Pool("x", "x", "mean"), "Pool"),
-        (Norm("x", "x", "flat", 1e-5, kind="layer"), "Norm.kind"),
-        (Activate("x", "x", "gelu"), "Activate"),
+        (Embed("x", "square", first=3), "Embed.first"),
+        (Norm("x", "x", "flat", 1e-5, bias="flat"), "a bias"),
+        (Activate("x", "x", "clamped_silu"), "clamped_silu"),
         (GateMultiply("x", "y", "clamped_silu"), "clamped_silu"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.runtime.backends import cuda, reference
 from headrace.runtime.backends.base import Backend, Batch, Float32, KVLayout, KVType
+from headrace.runtime.backends.cuda.inputs import Arena
 from headrace.runtime.backends.cuda.prefixes import SPLIT, shared_runs
 from headrace.runtime.backends.cuda.tiles import FINISHED, plan_tiles
 from headrace.runtime.models.architecture import Rope
@@ -240,6 +242,39 @@ def test_tiles_cover_what_each_row_sees_once(
         for partial in range(first, first + count)
     }
     assert merged == left
+
+
+def test_an_empty_array_has_the_address_that_it_has_when_it_is_not() -> None:
+    """A captured step keeps the addresses of the step that was captured."""
+    arena = Arena(torch.device("cpu"))
+    empty, some = np.zeros(0, np.int32), np.arange(3, dtype=np.int32)
+    address = arena.fill({"before": some, "merges": empty})["merges"].data_ptr()
+    assert address != 0
+    assert arena.fill({"before": some, "merges": some})["merges"].data_ptr() == address
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(30_000, 40)] + [(1000, 1)] * 60,  # the end of a long prompt, among decodes
+        [(0, 2000)] + [(9000, 1)] * 9 + [(50_000, 1)],
+        [(32_767, 1)] * 40,
+        [(5000, 1)],
+    ],
+)
+def test_no_program_has_much_more_to_do_than_others(spans: list[tuple[int, int]]) -> None:
+    """Programs take tile after tile: the last to end is late by little, however lengths differ."""
+    programs = 33
+    width = max(sum(span) for span in spans) // 32 + 1
+    tables = np.arange(len(spans) * width, dtype=np.int32).reshape(len(spans), width)
+    batch = ragged_batch(
+        spans, tables, KVLayout(tables.size, 32), [0] * sum(rows for _, rows in spans)
+    )
+    tiles = plan_tiles(batch, 16, 0, True, programs).tiles
+    work = [0] * programs
+    for length in (tiles[:, 5] - tiles[:, 4]).tolist():
+        heapq.heappush(work, heapq.heappop(work) + length)
+    assert max(work) <= max(1.125 * sum(work) / programs, SPLIT)
 
 
 def test_what_all_and_what_some_share_is_found() -> None:

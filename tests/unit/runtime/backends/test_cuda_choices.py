@@ -14,7 +14,9 @@ from triton.runtime.errors import OutOfResources
 from headrace.runtime.backends import cuda, reference
 from headrace.runtime.backends.base import KVLayout
 from headrace.runtime.backends.cuda.choices import Choices, driver, measured_on, read
-from headrace.runtime.backends.cuda.products import FEW, LEVELS, PIECE
+from headrace.runtime.backends.cuda.products import FEW, LEVELS, PIECE, multiply
+from headrace.runtime.backends.cuda.staging import Staging
+from headrace.runtime.backends.cuda.weights import upload
 from tests.fakes.programs import flat_batch, linear_program, random_tensor
 
 WAYS = [("likely", 1), ("other", 2), ("third", 3)]
@@ -128,6 +130,7 @@ def test_products_go_by_what_was_measured_at_their_number_of_rows(tmp_path: Path
     for rows in (3, FEW, FEW + 1):
         batch = flat_batch(list(random.integers(0, 30, rows)))
         expected[rows] = batch, reference.load(made, weights, KVLayout(1), 1).logits(batch)
+    told = set()
     for fastest in range(7):
         path = tmp_path / f"{fastest}.json"
         times = (float(abs(index % 8 - fastest)) for index in range(200))
@@ -137,9 +140,12 @@ def test_products_go_by_what_was_measured_at_their_number_of_rows(tmp_path: Path
         for batch, truth in expected.values():
             scale = float(np.abs(truth).max())
             np.testing.assert_allclose(backend.logits(batch), truth, atol=3e-6 * scale)
+        told.add(backend.kernels()["linear BF16"].partition(", Triton ")[2])
         backend.close()
         kept = [name for name in read(path) if name.startswith("40x1024")]
         assert len(kept) == len(LEVELS) - 1  # many rows are the library's own
+    assert "tiles to 16 rows, cuBLAS above" in told
+    assert "tiles to 64 rows, cuBLAS above" in told
 
 
 def test_invariant_rows_have_the_same_bits_in_any_company() -> None:
@@ -163,3 +169,15 @@ def test_the_driver_is_read_where_it_says_its_version(tmp_path: Path) -> None:
     assert driver(path) == "driver unknown"
     path.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue\nGCC version:")
     assert driver(path) == "driver 580.159.04"
+
+
+@pytest.mark.parametrize("format", ["BF16", "Q6_K", "E4M3"])
+def test_the_library_multiplies_packed_weights_once_they_are_widened(format: str) -> None:
+    tensor = random_tensor(np.random.default_rng(3), format, 40, 512)
+    on = cuda.found_device()
+    weight = upload([tensor], on.dtype, Staging(on.device, piece=1000))
+    source, bias = torch.randn(5, 512), torch.randn(40)
+    out = torch.full((5, 40), torch.nan)
+    multiply(None, source, weight, bias, out)
+    expected = source @ torch.from_numpy(tensor.float32()).T + bias
+    torch.testing.assert_close(out, expected)

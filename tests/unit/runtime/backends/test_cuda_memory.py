@@ -11,26 +11,28 @@ import pytest
 import torch
 
 from headrace.runtime.backends import cuda
-from headrace.runtime.backends.base import Filling, KVLayout
+from headrace.runtime.backends.base import Filling, KVLayout, KVType, Move
 from headrace.runtime.backends.cuda.room import RESERVE, SHARE, Meter
 from headrace.runtime.engine import Engine
 from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.checkpoint import load_checkpoint
 from headrace.runtime.options import EngineOptions, Limits
-from headrace.runtime.request import Request, SamplingParameters
+from headrace.runtime.request import Request, RequestRefused, SamplingParameters
+from tests.fakes.adapter import write_adapter
 from tests.fakes.allocator import Refusing
-from tests.fakes.model import HEADS, KV_HEADS, LAYERS, WIDTH
+from tests.fakes.model import HEADS, KV_HEADS, LAYERS, WIDTH, write_tiny_gguf
 
 MIB = 2**20
 WEIGHTS, STEP = 20 * MIB, 4 * MIB
 FILLING = Filling(rows=4, sequences=2, context=24, ranked=2)
 TOKEN = 2 * LAYERS * KV_HEADS * (WIDTH // HEADS) * 4  # bytes of KV; the interpreter has float32
+FIRST = FILLING.sequences * 8 * TOKEN
 GREEDY = SamplingParameters(max_tokens=2, temperature=0, ignore_eos=True)
 
 
 def meter(free: int) -> Meter:
-    """A device that has `free` bytes once the weights are there."""
-    return Meter(lambda: free, lambda: WEIGHTS, lambda: WEIGHTS + STEP)
+    """A device that has `free` bytes beside the weights and the first, small cache."""
+    return Meter(lambda: free, lambda: WEIGHTS + FIRST, lambda: WEIGHTS + FIRST + STEP)
 
 
 def filled(path: Path, filling: Filling, free: int) -> cuda.CUDABackend:
@@ -42,7 +44,7 @@ def filled(path: Path, filling: Filling, free: int) -> cuda.CUDABackend:
 
 def test_the_cache_takes_what_is_free_beside_weights_and_step(tiny: Path) -> None:
     room = 4 * MIB + 4 * TOKEN
-    free = int((RESERVE + room) / SHARE) + STEP
+    free = int((RESERVE + room) / SHARE) + STEP - FIRST
     backend = filled(tiny, FILLING, free)
     assert room - 8 * TOKEN < backend.kv.blocks * 8 * TOKEN <= room
     assert backend.model.cache.bytes == backend.kv.blocks * 8 * TOKEN
@@ -121,3 +123,79 @@ def test_a_request_that_never_fits_ends_alone(
             found = told(engine, {**PROMPTS, "large": "x" * 90})
         assert found.pop("large") == ("error", [])
         assert found == expected
+
+
+@pytest.mark.parametrize("dtype", ["f16", "int8", "fp8"])
+def test_blocks_come_back_from_the_host_as_they_went(tiny: Path, dtype: KVType) -> None:
+    checkpoint = load_checkpoint(tiny)
+    program = decoder_program(checkpoint.architecture)
+    kv = KVLayout(24, 8, dtype, host_bytes=12 * 8 * TOKEN)
+    backend = cuda.load(program, checkpoint.weights, kv, 0)
+    tensors = [one for one in backend.model.cache.tensors if one is not None]
+    for one in tensors:
+        one.copy_(torch.randint(0, 100, one.shape))
+    before = [one.clone() for one in tensors]
+    gone = list(range(11))  # in two chunks, to slots some of which lie side by side
+    slots = [3, 4, 5, 0, 1, 9, 8, 7, 6, 2, 10]
+    assert backend.host_blocks >= 12
+    assert backend.copy_blocks(
+        [Move(*one, out=True) for one in zip(gone, slots, strict=True)]
+    ).done()
+    for one in tensors:
+        one.zero_()
+    there = [one + 12 for one in gone]
+    backend.copy_blocks([Move(*one, out=False) for one in zip(there, slots, strict=True)]).join()
+    for one, old in zip(tensors, before, strict=True):
+        assert torch.equal(one[:, 12 * 8 : 23 * 8], old[:, : 11 * 8])
+        assert not one[:, : 12 * 8].any()
+    backend.close()
+
+
+def test_a_host_memory_that_holds_no_block_is_refused(tiny: Path) -> None:
+    with pytest.raises(ValueError, match=r"kv_offload: 100 bytes .* one has 4096"):
+        engine_of(tiny, kv_offload=100)
+
+
+def test_an_engine_with_blocks_on_the_host_says_the_same_and_computes_less(tiny: Path) -> None:
+    with engine_of(tiny, kv_tokens=32, kv_offload=MIB) as engine:
+        first, _, again = [engine.generate(x, GREEDY) for x in ("once upon", "y" * 26, "once upon")]
+        assert again.tokens == first.tokens
+        assert (first.finish.cached_tokens, again.finish.cached_tokens) == (0, 8)
+        assert engine.counters().kv_fetched == 1
+
+
+def large(number: int, found: object) -> bool:
+    return isinstance(found, torch.Tensor) and found.nbytes > 4096
+
+
+def on_device(engine: Engine) -> int:
+    """Bytes of weights, cache and buffers that there are."""
+    backend = engine.backend
+    assert isinstance(backend, cuda.CUDABackend)
+    model = backend.model
+    held = [*model.cache.tensors, *model.buffers.values(), model.logits]
+    held += [one for weight in model.uploaded.values() for one in weight.pointers]
+    return sum(one.nbytes for one in held if one is not None)
+
+
+def test_a_model_that_slept_says_what_it_said_before(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", format="Q4_1")
+    with engine_of(path, kv_offload=MIB) as engine:
+        engine.load_adapter("one", write_adapter(tmp_path / "adapter", seed=3))
+        first, before = engine.generate("once upon", GREEDY), on_device(engine)
+        for full in (False, True):
+            engine.sleep()
+            engine.sleep()
+            assert on_device(engine) == 0
+            with pytest.raises(RequestRefused, match="sleeps"):
+                engine.submit(Request("early", "once", GREEDY))
+            if full:
+                with Refusing(large), pytest.raises(MemoryError):
+                    engine.wake()
+                assert on_device(engine) == 0
+            engine.wake()
+            assert on_device(engine) == before
+        assert engine.generate("once upon", GREEDY).tokens == first.tokens
+        engine.submit(Request("runs", "once", GREEDY))
+        with pytest.raises(ValueError, match="requests of this model run"):
+            engine.sleep()

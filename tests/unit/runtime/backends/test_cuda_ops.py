@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from headrace.runtime import sampling
 from headrace.runtime.backends import cuda, reference
 from headrace.runtime.backends.base import Edits, Float32, KVLayout, Masks, SamplingRows
+from headrace.runtime.backends.cuda.running import Clock, Running
 from headrace.runtime.backends.cuda.sampling import sample
 from headrace.runtime.models.architecture import Activation, Rope
 from headrace.runtime.models.program import (
@@ -224,3 +226,42 @@ def test_nothing_allowed_gives_token_zero(temperature: float) -> None:
     nothing = Masks(np.zeros(1, np.int32), np.zeros((1, 2), np.uint32))
     rows = replace(greedy(1), temperature=np.full(1, temperature, np.float32), masks=nothing)
     assert sample(torch.ones((1, 64)), rows).tokens[0] == 0
+
+
+class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what moves between the host and the device, for which torch's "meta" stands: it has
+    no values, so that reading one back raises."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.to_device = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.name() == "aten::_to_copy" and args[0].device != out.device:
+            self.to_device += 1
+        return out
+
+
+def test_sampling_takes_one_copy_to_the_device_and_one_small_copy_back() -> None:
+    samples, vocabulary = 9, 700
+    rows = replace(everything(np.random.default_rng(0), samples, vocabulary), ranked=5)
+    with Copies() as copies:
+        packed = sample(torch.empty((samples, vocabulary), device="meta"), rows).packed()
+    assert copies.to_device == 1
+    assert packed.device.type == "meta"
+    assert packed.nbytes == samples * (2 + 2 * rows.ranked) * 4
+
+
+@pytest.mark.parametrize("ranked", [0, 3])
+def test_what_comes_back_is_what_was_chosen(ranked: int) -> None:
+    logits = np.random.default_rng(1).standard_normal((4, 90)).astype(np.float32)
+    rows = replace(greedy(4), ranked=ranked)
+    found = Running(torch.from_numpy(logits), Clock(torch.device("cpu")))
+    found.choose(rows)
+    actual, expected = found.wait(), sampling.sample(logits, rows)
+    assert actual.tokens.tolist() == expected.tokens.tolist()
+    np.testing.assert_allclose(actual.logprobs, expected.logprobs, atol=1e-5)
+    if ranked and actual.ranked_tokens is not None and expected.ranked_tokens is not None:
+        assert actual.ranked_tokens.tolist() == expected.ranked_tokens.tolist()
+    assert (actual.ranked_logprobs is None) == (ranked == 0)

@@ -14,7 +14,7 @@ from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.families import from_config
 from headrace.runtime.models.program import Program, UnsupportedProgram
 from headrace.runtime.models.shapes import expected_shapes
-from headrace.runtime.models.sharding import edges, shard
+from headrace.runtime.models.sharding import edges, fitting, shard
 from headrace.runtime.weights.lowrank import LowRank
 from headrace.runtime.weights.tensor import Tensor
 from tests.fakes.programs import ragged_batch, random_tensor
@@ -174,6 +174,12 @@ def test_heads_that_cannot_be_shared_out_are_refused_with_what_can() -> None:
     program, weights = made(replace(LLAMA, heads=9, kv_heads=3, width=72))
     with pytest.raises(UnsupportedProgram, match=r"9 heads over 3 KV heads .* 2 parts.* 1, 3, 9"):
         shard(program, weights, 0, 2)
+
+
+def test_the_numbers_of_parts_that_fit_are_told() -> None:
+    assert fitting(*made(LLAMA)) == [1, 2, 4, 8]
+    assert fitting(*made(LLAMA, "Q4_1")) == [1, 2]
+    assert fitting(*made(replace(LLAMA, query_key_norm="width"))) == []
 
 
 def test_a_cut_inside_a_block_is_refused_with_the_numbers() -> None:

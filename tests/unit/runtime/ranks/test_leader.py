@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 
 from headrace.runtime.engine import Engine, EngineOptions
+from headrace.runtime.options import Limits
 from headrace.runtime.process import EngineDied, EngineFailed, EngineProcess
 from headrace.runtime.request import Request, SamplingParameters
 from tests.fakes.adapter import write_adapter
 from tests.fakes.model import write_tiny_gguf
 
-OPTIONS = EngineOptions(backend="reference", kv_tokens=512, tensor_parallel=2)
+OPTIONS = EngineOptions(
+    backend="reference",
+    kv_tokens=512,
+    tensor_parallel=2,
+    limits=Limits(batch_tokens=8, sequences=4),
+)
 ASKED = [
     Request("greedy", "once upon", SamplingParameters(max_tokens=6, temperature=0)),
     Request("sampled", "a time there", SamplingParameters(max_tokens=5, top_p=0.9, seed=3)),
@@ -91,6 +97,9 @@ async def test_a_rank_that_is_killed_ends_all_and_they_start_again(tiny: Path) -
         with pytest.raises(EngineDied):
             async for _ in stream:
                 pass
+        async with asyncio.timeout(60):
+            while not engine.ready:
+                await asyncio.sleep(0.01)
         few = SamplingParameters(max_tokens=3, ignore_eos=True)
         assert [one async for one in engine.generate(Request("b", "Hi", few))][-1].finish
         assert engine.restarts == 1

@@ -9,9 +9,9 @@ avx512 and amx a key or value of one head is a float32 scale and integers of 16 
 attention is integer products, summed exactly; int8 KV is 8 of these bits. The portable level is
 always precise. The amx level is avx512 with tiles where a step has many rows; from how many on is
 measured when the first model is loaded, and results are equal to the bit. Besides, the amx level
-computes the rows of tokens that were given (`Batch.given`: prompts) in bfloat16: weights and
-activations, queries, keys and values rounded, summed in float32. What a token is decides, never the
-rows beside it: a prompt is computed alike in one step, in chunks, and after a preemption.
+computes the rows of tokens that were given (`Batch.given`: prompts) in bfloat16: weights, floats
+too, and activations, queries, keys and values rounded, summed in float32. What a token is decides,
+never the rows beside it: a prompt is computed alike in one step, in chunks, and after a preemption.
 
 What rounding costs, over 512 tokens of `benchmarks/perplexity.txt`, SmolLM2-135M Q4_1 against its
 float32 self: 12 bits 4.6e-5 nats on average (KL divergence), 8.9e-4 at most, perplexity 19.591
@@ -41,6 +41,9 @@ from .sources import outdated
 
 LANES = 16
 SUPPORTS = BASIC | {
+    "Activate",
+    "AddEmbedding",
+    "AddEmbedding.offset",
     "Attention.cap",
     "Attention.causal",
     "Attention.sinks",
@@ -51,8 +54,12 @@ SUPPORTS = BASIC | {
     "Logits.scale",
     "Norm.accumulate",
     "Norm.add_scale",
+    "Norm.bias",
+    "Norm.kind",
     "NormHeads",
     "NormHeads.whole",
+    "Pool",
+    "Result",
     "Rope.scale",
 }
 

@@ -8,6 +8,8 @@ from functools import partial
 import numpy as np
 
 from ...models.program import (
+    Activate,
+    AddEmbedding,
     Attention,
     Embed,
     GateMultiply,
@@ -16,7 +18,9 @@ from ...models.program import (
     Norm,
     NormHeads,
     Op,
+    Pool,
     Program,
+    Result,
     RotateAndWrite,
     UnsupportedProgram,
 )
@@ -24,7 +28,7 @@ from ...weights.float8 import widened
 from ...weights.tensor import Tensor
 from ._native import Model
 
-GATES = ("silu", "gelu_tanh")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "tanh")
 
 
 def compile_program(
@@ -67,11 +71,10 @@ def add_op(
     match op:
         case Embed():
             model.embed(buffer(op.out), weight(op.table), op.scale)
+        case AddEmbedding():
+            model.add_embedding(buffer(op.out), weight(op.table), op.index == "type", op.offset)
         case Norm():
-            add = None if op.add is None else buffer(op.add)
-            out, residual = buffer(op.out), buffer(op.residual)
-            values = weight(op.weight)
-            model.norm(out, residual, values, op.epsilon, add, op.add_scale, op.accumulate)
+            add_norm(model, op, buffer, weight)
         case Linear():
             parts = [weight(name) for name in op.weights]
             biases = [weight(name) for name in op.biases]
@@ -88,10 +91,37 @@ def add_op(
             sinks = None if op.sinks is None else weight(op.sinks)
             model.attention(out, qkv, op.layer, op.heads, *rest, sinks, op.causal)
         case GateMultiply():
-            if op.activation not in GATES:
-                raise UnsupportedProgram(f"backend cpu does not know the gate {op.activation}")
+            check_activation(op.activation)
             model.gate_multiply(buffer(op.out), buffer(op.source), op.activation)
+        case Activate():
+            check_activation(op.activation)
+            model.activate(buffer(op.out), buffer(op.source), op.activation)
+        case Pool():
+            model.pool(buffer(op.out), buffer(op.source), op.pooling)
+        case Result():
+            model.result(buffer(op.source))
         case Logits():
             model.project_to_logits(buffer(op.source), weight(op.weight), op.scale, op.cap)
         case _:
             raise UnsupportedProgram(f"backend cpu does not know {type(op).__name__}")
+
+
+def add_norm(
+    model: Model, op: Norm, buffer: Callable[[str], int], weight: Callable[[str], int]
+) -> None:
+    """Add a norm. Raises UnsupportedProgram for mixtures that no model has."""
+    add = None if op.add is None else buffer(op.add)
+    place = buffer(op.out), buffer(op.residual), weight(op.weight)
+    if op.kind == "rms" and op.bias is None:
+        model.norm(*place, op.epsilon, add, op.add_scale, op.accumulate)
+    elif op.kind == "layer" and not op.accumulate:
+        bias = None if op.bias is None else weight(op.bias)
+        model.layer_norm(*place, bias, op.epsilon, add, op.add_scale)
+    else:
+        raise UnsupportedProgram("backend cpu knows no RMS norm with a bias, and none to add")
+
+
+def check_activation(name: str) -> None:
+    """Raises UnsupportedProgram."""
+    if name not in ACTIVATIONS:
+        raise UnsupportedProgram(f"backend cpu does not know the activation {name}")

@@ -6,7 +6,7 @@ kernels run on a CPU, interpreted and slow, in float32: to be tested against the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import triton
 from ...models.program import EVERYTHING, Attention, Logits, Norm, Pool, Program
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
-from ..base import Batch, Float32, KVLayout, Pending, Place, Sampled
+from ..base import Batch, Float32, KVLayout, Move, Pending, Place, Sampled
 from ..devices import interpreted
 from .adapters import Adapters
 from .attention import PROGRAMS, query_block
@@ -26,10 +26,15 @@ from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket
 from .group import Ranks
+from .hostkv import Copied, HostKV
 from .inputs import Arena, Step, View, upload_step
 from .model import Model, power
 from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running, memory_errors
+from .sleeping import Asleep
+from .staging import Staging
+from .tiles import MOST_PARTIALS
+from .told import told
 
 SUPPORTS = EVERYTHING
 FEWEST_ROWS = 64  # that buffers hold
@@ -94,10 +99,13 @@ class CUDABackend:
             Adapters(program, weights),
             new_cache(program, kv, on.dtype, on.device),
             device_choices(on) if choices is None else choices,
+            Staging(on.device),
             on.group,
             on.multiplies_fp8 and not on.invariant,
             on.invariant,
         )
+        self.host = HostKV(self.model) if kv.host_bytes else None
+        self.asleep: Asleep | None = None  # from the first sleep on
         self.residuals = {op.residual for op in program.ops if isinstance(op, Norm)}
         self.kinds = {type(op) for op in program.ops}
         self.attentions = [op for op in program.ops if isinstance(op, Attention)]
@@ -105,6 +113,7 @@ class CUDABackend:
         self.generation = self.arena.generation
         self.graphs = Graphs([compile_op(op, self.model) for op in fused(program)], on.device)
         self.model.choices.close()
+        self.model.staging.close()
         self.make_room(FEWEST_ROWS)
 
     def resize(self, blocks: int) -> None:
@@ -137,14 +146,16 @@ class CUDABackend:
     def make_partial_room(self, step: Step) -> None:
         """Buffers for the partial results of the step's attention."""
         model = self.model
-        needed = 0
+        needed = most = 0
         for op in self.attentions:
             partials = step.planned[View(op.window, op.causal)].partials
             needed = max(needed, partials * op.heads * power(op.head_size))
+            most = max(most, MOST_PARTIALS * op.heads * power(op.head_size))
         if needed > model.partial_sums.numel():
             self.graphs.forget()
-            sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
-            stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
+            size = min(2 * needed, most)
+            sums = torch.zeros(size, dtype=torch.float32, device=model.device)
+            stats = torch.zeros(size // 8, dtype=torch.float32, device=model.device)
             model.partial_sums, model.partial_stats = sums, stats
 
     def forward(self, batch: Batch, before: torch.Tensor | None = None) -> torch.Tensor:
@@ -216,14 +227,23 @@ class CUDABackend:
         return found
 
     def kernels(self) -> Mapping[str, str]:
-        """The form of each kind of weight."""
+        """The form of each kind of weight, and what multiplies by it, by the number of rows."""
         where = "triton" if self.model.device.type == "cuda" else "triton, interpreted"
+        model = self.model
+        kinds = {f"linear {one.origin}": one.kind for one in model.uploaded.values()}
+        by = told(
+            model.program,
+            model.weights,
+            model.choices.kept,
+            multiplies_fp8=model.multiplies_fp8,
+            invariant=model.invariant,
+        )
         found = {
-            f"linear {weight.origin}": f"{where} {weight.kind}"
-            for weight in self.model.uploaded.values()
+            name: f"{where} {kind}" + (f", {by[name]}" if name in by else "")
+            for name, kind in kinds.items()
         }
-        form = self.model.cache.form
-        kept = str(self.model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
+        form = model.cache.form
+        kept = str(model.dtype).removeprefix("torch.") if form == "float" else f"{form} KV"
         return {**found, "attention": f"{where} {kept}"}
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
@@ -236,8 +256,60 @@ class CUDABackend:
         """Release an adapter. Raises ValueError where there is none of this number."""
         self.model.adapters.drop(number)
 
+    @property
+    def host_blocks(self) -> int:
+        """KV blocks that are kept in host memory as well."""
+        return 0 if self.host is None else self.host.blocks
+
+    def copy_blocks(self, moves: Sequence[Move]) -> Copied:
+        """Begin copies of KV blocks to host memory and back. Raises MemoryError, ValueError."""
+        if self.host is None:
+            raise ValueError("there are no KV blocks in host memory")
+        return self.host.copy(moves)
+
+    def sleep(self) -> None:
+        """Give the device's memory back, but for what is small; the weights go to the host. No
+        step runs; the KV cache is lost. Raises MemoryError: then nothing has changed."""
+        model = self.model
+        if self.host is not None:
+            self.host.wait()
+        if self.asleep is None:
+            held = [one for part in model.uploaded.values() for one in part.pointers]
+            tensors = list({id(one): one for one in held if one is not None}.values())
+            self.asleep = Asleep(tensors, model.device)
+        self.graphs.forget()
+        self.asleep.leave()
+        model.adapters.move(torch.device("cpu"))
+        model.cache = NO_CACHE
+        model.buffers.clear()
+        model.coded.clear()
+        model.logits = model.partial_sums = model.partial_stats = torch.zeros(0)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        """Take the memory again, as much as before. Raises MemoryError: then it sleeps on."""
+        if self.asleep is None or self.model.cache is not NO_CACHE:
+            return
+        try:
+            with memory_errors():
+                self.asleep.come_back()
+                self.model.adapters.move(self.model.device)
+                self.resize(self.kv.blocks)
+                self.make_room(self.capacity)
+                self.asleep.wait()
+        except MemoryError:
+            self.sleep()
+            raise
+
     def close(self) -> None:
         """Release weights and KV."""
+        if self.asleep is not None:
+            self.asleep.close()
+            self.asleep = None
+        if self.host is not None:
+            self.host.close()
+            self.host = None
         self.graphs.forget()
         self.graphs.launches = ()
         self.model.uploaded.clear()
@@ -268,6 +340,7 @@ def load(
     with memory_errors():
         if kv.filling is None or meter is None:
             return CUDABackend(program, weights, kv, on)
-        backend = CUDABackend(program, weights, replace(kv, blocks=1), on)
-        backend.resize(blocks_that_fit(backend.model, backend.run, kv.filling, meter))
+        backend = CUDABackend(program, weights, replace(kv, blocks=kv.filling.sequences), on)
+        blocks = blocks_that_fit(backend.model, backend.run, kv.filling, meter)
+        backend.resize(blocks if on.group is None else on.group.least(blocks))
         return backend

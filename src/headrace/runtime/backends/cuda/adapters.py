@@ -68,6 +68,15 @@ class Adapters:
         if self.loaded.pop(number, None) is None:
             raise ValueError(f"there is no adapter {number}")
 
+    def move(self, device: torch.device) -> None:
+        """Keep all of them on a device."""
+        self.loaded = {
+            number: {
+                name: Factors(down.to(device), up.to(device)) for name, (down, up) in these.items()
+            }
+            for number, these in self.loaded.items()
+        }
+
     def rows(self, batch: Batch) -> dict[int, torch.Tensor]:
         """The rows of each adapter of the batch. Raises ValueError (a number that is not there)."""
         if batch.adapters is None:

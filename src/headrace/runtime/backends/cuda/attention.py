@@ -12,12 +12,13 @@ from ...models.program import Attention, RotateAndWrite
 from .inputs import Step, View
 from .kernels.attention import attend_tiles, merge_splits
 from .kernels.rows import rotate_and_write
-from .model import Launch, Model, power
+from .model import Launch, Model, chained, power
 from .prefixes import SPLIT
 
 LOG2_E = math.log2(math.e)
 NEAR = 1024  # positions in the near table of angles
 PROGRAMS, MERGERS = 2, 8  # programs a processor: of four warps, of one
+WIDEST = 64 * 128  # values of a tile's sums for four warps
 QUERY_BLOCK = {True: 64, False: 16}  # rows of a tile, by whether the step has prefill
 
 
@@ -50,6 +51,7 @@ def rotation(
             INTERLEAVED=op.rope.interleaved,
             NEAR=NEAR,
             KV=model.cache.form,
+            **chained(model.device),
             BLOCK=power(op.head_size),
         )
 
@@ -82,6 +84,7 @@ def attention(op: Attention, model: Model) -> Launch:
 
     def launch(step: Step) -> None:
         plan = step.planned[view]
+        block_m = query_block(group, model.prefills)
         attend_tiles[(model.processors * PROGRAMS,)](
             model.buffers[op.out],
             model.buffers[op.qkv],
@@ -105,11 +108,14 @@ def attention(op: Attention, model: Model) -> Launch:
             CAPPED=op.cap != 0,
             SINKS=sinks is not None,
             KV=model.cache.form,
+            **chained(model.device),
             PAGE=model.kv.block_size,
             SPLIT=SPLIT,
-            BLOCK_M=query_block(group, model.prefills),
+            BLOCK_M=block_m,
             BLOCK_N=64 if block_d <= 128 else 32,
             BLOCK_D=block_d,
+            # two sums of a tile of more do not fit the registers of four
+            num_warps=8 if block_m * block_d > WIDEST else 4,
         )
         merge_splits[(model.processors * MERGERS,)](
             model.buffers[op.out],
@@ -121,6 +127,7 @@ def attention(op: Attention, model: Model) -> Launch:
             op.heads,
             op.head_size,
             SINKS=sinks is not None,
+            **chained(model.device),
             BLOCK_D=block_d,
             num_warps=1,
         )

@@ -71,13 +71,13 @@ class Choices:
     def measure(
         self, name: str, ways: Sequence[tuple[str, Way]], run: Callable[[Way], object]
     ) -> str:
-        """The name of the fastest, as far as the time allows; it is kept if all were measured."""
+        """The name of the fastest, which is kept; of the most likely, where time runs out."""
         best, fewest = ways[0][0], float("inf")
         if self.timer is None or len(ways) == 1:
             return best
         for label, way in ways:
             if self.left <= 0:
-                return best
+                return ways[0][0]
             began = self.clock()
             spent = attempt(self.timer, lambda way=way: run(way))  # type: ignore[misc]
             self.left -= self.clock() - began

@@ -35,7 +35,7 @@ from .float8 import coded_by_norms, coded_linears, encode, multiply_codes
 from .inputs import Step
 from .kernels.linear import embed_rows
 from .kernels.rows import activate_rows, gate_rows, norm_parts, norm_rows
-from .model import Launch, Model, power
+from .model import Launch, Model, chained, power
 from .products import FEW, Product, product
 
 ROW_BLOCK = 1024  # values of a row that one program works on, where a row is cut
@@ -107,6 +107,7 @@ def norm(op: Norm, model: Model) -> Launch:
             BIAS=bias is not None,
             ACCUMULATE=op.accumulate,
             CODES=codes,
+            **chained(model.device),
             BLOCK=power(width),
         )
 
@@ -178,6 +179,7 @@ def norm_heads(op: NormHeads, model: Model) -> Launch:
                     begin + part * size,
                     size,
                     op.epsilon,
+                    **chained(model.device),
                     BLOCK=power(size),
                 )
 
@@ -228,7 +230,12 @@ def gate_multiply(op: GateMultiply, model: Model) -> Launch:
 
     def launch(step: Step) -> None:
         gate_rows[(step.rows, -(-width // block))](
-            model.buffers[op.out], model.buffers[op.source], width, KIND=op.activation, BLOCK=block
+            model.buffers[op.out],
+            model.buffers[op.source],
+            width,
+            KIND=op.activation,
+            **chained(model.device),
+            BLOCK=block,
         )
 
     return launch
@@ -242,7 +249,12 @@ def activate(op: Activate, model: Model) -> Launch:
 
     def launch(step: Step) -> None:
         activate_rows[(step.rows, -(-width // block))](
-            model.buffers[op.out], model.buffers[op.source], width, KIND=op.activation, BLOCK=block
+            model.buffers[op.out],
+            model.buffers[op.source],
+            width,
+            KIND=op.activation,
+            **chained(model.device),
+            BLOCK=block,
         )
 
     return launch

@@ -118,7 +118,7 @@ def mix(op: MixExperts, weights: Experts, source: torch.Tensor) -> torch.Tensor:
     width = both.shape[1] // 2
     gated = both.new_empty((len(both), width))
     gate_rows[(len(both), -(-width // GATE_BLOCK))](
-        gated, both, width, KIND=op.activation, BLOCK=GATE_BLOCK
+        gated, both, width, KIND=op.activation, CHAINED=False, BLOCK=GATE_BLOCK
     )
     down = project(weights.down, weights.down_bias, pairs, gated, 1, experts)
     parts = down.view(len(source), op.chosen, -1)

@@ -21,7 +21,7 @@ class Ranks:
 
     def __init__(self, place: Place, device: torch.device) -> None:
         """Wait until all ranks are there. Raises RuntimeError."""
-        self.rank, self.size = place.rank, place.size
+        self.rank, self.size, self.device = place.rank, place.size, device
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, loopback())  # all ranks are on this machine
         on_gpu = device.type == "cuda"
@@ -59,6 +59,12 @@ class Ranks:
         """Rank 0's values, on every rank: in place on the others."""
         dist.broadcast(values, src=0)
         return values
+
+    def least(self, number: int) -> int:
+        """The least of all ranks' numbers."""
+        found = torch.tensor(number, dtype=torch.int64, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
 
     def leave(self) -> None:
         """Release what the group holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .choices import Choices
 from .float8 import Coded
 from .group import Ranks
 from .inputs import Step
+from .staging import Staging
 from .weights import DeviceWeight, upload
 
 Launch = Callable[[Step], None]
@@ -36,6 +38,7 @@ class Model:
     adapters: Adapters
     cache: Cache
     choices: Choices
+    staging: Staging
     group: Ranks | None = None  # of a program's part: those who have the others
     multiplies_fp8: bool = False  # whether the chip's tensor cores do
     invariant: bool = False  # a row's bits do not depend on how many rows there are
@@ -65,7 +68,7 @@ class Model:
         """These weights as one on the device; each set is uploaded once."""
         if names not in self.uploaded:
             self.uploaded[names] = upload(
-                [self.weights[name] for name in names], self.dtype, self.device
+                [self.weights[name] for name in names], self.dtype, self.staging
             )
         return self.uploaded[names]
 
@@ -77,6 +80,14 @@ class Model:
     def rows(self, name: str, step: Step) -> torch.Tensor:
         """The step's rows of a buffer."""
         return self.buffers[name][: step.rows]
+
+
+@cache
+def chained(device: torch.device) -> Mapping[str, bool]:
+    """How kernels that may start early (`kernels.chain`) are launched."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        return {"CHAINED": True, "launch_pdl": True}
+    return {"CHAINED": False}
 
 
 def power(width: int) -> int:

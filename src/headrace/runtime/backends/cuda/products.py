@@ -17,7 +17,7 @@ import torch
 
 from .choices import Choices
 from .kernels.linear import add_splits, embed_rows, project_rows
-from .model import Model, power
+from .model import Model, chained, power
 from .weights import DeviceWeight
 
 Product = Callable[[torch.Tensor, torch.Tensor], None]  # source [rows, inputs], out [rows, outputs]
@@ -142,10 +142,14 @@ def chosen(
         source, out = trial()
         multiply(way, source, weight, None, out)
 
-    name = f"{weight.outputs}x{weight.inputs} {weight.origin}, "
-    name += "any rows" if invariant else f"{level} rows"
     found = list(ways(weight, level, processors, invariant=invariant))
-    return choices.fastest(name, found, run)
+    return choices.fastest(choice_name(weight, level, invariant=invariant), found, run)
+
+
+def choice_name(weight: DeviceWeight, level: int, *, invariant: bool) -> str:
+    """What a choice is kept under."""
+    rows = "any rows" if invariant else f"{level} rows"
+    return f"{weight.outputs}x{weight.inputs} {weight.origin}, {rows}"
 
 
 def ways(
@@ -223,6 +227,7 @@ def by_tiles(
         target.stride(-2),
         **weight.form,
         BIAS=bias is not None and parts == 1,
+        **chained(out.device),
         ROWS=way.rows,
         BLOCK_N=way.block_n,
         BLOCK_K=way.block_k,
@@ -238,6 +243,7 @@ def by_tiles(
             weight.outputs,
             out.stride(0),
             BIAS=bias is not None,
+            **chained(out.device),
             SPLITS=parts,
             BLOCK=1024,
         )

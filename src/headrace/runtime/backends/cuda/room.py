@@ -1,7 +1,7 @@
 """How many KV blocks fit: what the device has free beside the weights and the largest step.
 
-The largest steps are run, over a cache of one block that stands for all: what they take is measured
-and not worked out, whatever kernels and libraries allocate.
+The largest steps are run, over a cache of one block a sequence that stands for all of its blocks:
+what they take is measured and not worked out, whatever kernels and libraries allocate.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def device_meter(device: torch.device) -> Meter:
 def blocks_that_fit(
     model: Model, run: Callable[[Batch], object], filling: Filling, meter: Meter
 ) -> int:
-    """Blocks for a model whose cache is one block now. Raises MemoryError where none fit."""
-    kv, block, vocabulary = model.kv, model.cache.bytes, model.program.vocabulary
-    weights = meter.held() - block
+    """Blocks for a model whose cache is one a sequence now. Raises MemoryError where none fit."""
+    kv, cache, vocabulary = model.kv, model.cache.bytes, model.program.vocabulary
+    block, weights = cache // kv.blocks, meter.held() - cache
     meter.peak()
     for batch in prompt_steps(kv, filling, vocabulary):
         run(batch)
-    step = meter.peak()
-    slots = spare(filling, meter, step) // block * kv.block_size
+    step = meter.peak() - cache
+    slots = spare(filling, meter, cache, step) // block * kv.block_size
     run(decode_step(kv, filling, vocabulary, slots))
-    step = max(step, meter.peak())
-    blocks = spare(filling, meter, step) // block
+    step = max(step, meter.peak() - cache)
+    blocks = spare(filling, meter, cache, step) // block
     sizes = weights / GIB, (step - weights) / GIB
     if blocks < 1:
         raise MemoryError(
@@ -76,9 +76,11 @@ def blocks_that_fit(
     return blocks
 
 
-def spare(filling: Filling, meter: Meter, step: int) -> int:
-    """Bytes that are nobody's while a step runs that takes `step` bytes with the weights."""
-    free = int((meter.free() - (step - meter.held())) * SHARE) - RESERVE
+def spare(filling: Filling, meter: Meter, cache: int, step: int) -> int:
+    """Bytes for another cache in place of the one of `cache` bytes, beside a step that takes `step`
+    bytes with the weights."""
+    taken = step - (meter.held() - cache)  # for as long as the step runs
+    free = int((meter.free() + cache - taken) * SHARE) - RESERVE
     return max(0, free if filling.most is None else min(free, filling.most - step))
 
 
@@ -102,8 +104,8 @@ def decode_step(kv: KVLayout, filling: Filling, vocabulary: int, slots: int) -> 
 
 
 def step_of(kv: KVLayout, counts: Int32, contexts: Int32, sampling: SamplingRows) -> Batch:
-    """A step whose last rows are sampled, in which block 0 stands for every block: it computes
-    nonsense of the right size."""
+    """A step whose last rows are sampled, in which a block stands for all of its sequence: it
+    computes nonsense of the right size."""
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     rows, widest = int(starts[-1]), -(-int(contexts.max()) // kv.block_size)
     owners = np.repeat(np.arange(len(counts)), counts)
@@ -112,10 +114,10 @@ def step_of(kv: KVLayout, counts: Int32, contexts: Int32, sampling: SamplingRows
     return Batch(
         tokens=np.zeros(rows, np.int32),
         positions=positions.astype(np.int32),
-        slots=(positions % kv.block_size).astype(np.int32),
+        slots=(owners * kv.block_size + positions % kv.block_size).astype(np.int32),
         row_starts=starts,
         context_lengths=contexts.astype(np.int32),
-        block_tables=np.zeros((len(counts), widest), np.int32),
+        block_tables=np.repeat(np.arange(len(counts), dtype=np.int32)[:, None], widest, axis=1),
         sampled_rows=np.arange(rows - samples, rows, dtype=np.int32),
         sampling=sampling,
     )

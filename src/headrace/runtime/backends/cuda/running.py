@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ..base import Sampled, SamplingRows
-from .sampling import Chosen, sample
+from .sampling import Chosen, sample, unpacked
 
 
 @contextmanager
@@ -50,34 +49,32 @@ class Clock:
             return float(self.began.elapsed_time(self.ended)) / 1e3
         if isinstance(self.began, float) and isinstance(self.ended, float):
             return self.ended - self.began
-        raise ValueError("the step was never told how its tokens are chosen")
+        raise ValueError("the clock was not stopped")
 
 
 @dataclass(slots=True)
 class Running:
-    """Logits on the device, then what is chosen by them, and copies of that on the host."""
+    """Logits on the device, then what is chosen by them, and a copy of that on the host."""
 
     logits: torch.Tensor
     clock: Clock
     chosen: Chosen | None = None
-    copies: list[torch.Tensor] = field(default_factory=list)
+    copy: torch.Tensor | None = None  # of `Chosen.packed`
 
     def choose(self, rows: SamplingRows) -> None:
         """Put the sampling on the stream. Raises MemoryError: the step is lost."""
         with memory_errors():
             self.chosen = sample(self.logits, rows)
-            self.copies = [on_host(part) for part in self.chosen.parts()]
+            self.copy = on_host(self.chosen.packed())
         self.clock.stop()
 
     def wait(self) -> Sampled:
         """What was chosen. Raises ValueError where that was never said, MemoryError."""
+        if self.copy is None:
+            raise ValueError("the step was never told how its tokens are chosen")
         with memory_errors():
             seconds = self.clock.seconds()
-        tokens, logprobs, *ranked = (copy.numpy() for copy in self.copies)
-        found = tokens.astype(np.int32)
-        if not ranked:
-            return Sampled(found, logprobs, seconds=seconds)
-        return Sampled(found, logprobs, ranked[0].astype(np.int32), ranked[1], seconds)
+        return Sampled(*unpacked(self.copy.numpy()), seconds)
 
 
 def on_host(part: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .chain import wait
 from .numbers import E4M3_BIAS, e4m3
 
 # The fields of a tile, and of a merge, in int32.
@@ -94,7 +95,7 @@ def store_partial(partial_sums, partial_stats, at, highest, total, sums, valid, 
 
 
 @triton.jit
-def attend_split(
+def attend(
     queries,
     positions,
     valid,
@@ -115,18 +116,24 @@ def attend_split(
     CAPPED: tl.constexpr,
     KV: tl.constexpr,
     PAGE: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Highest score, total weight and weighted sum of the KV entries begin to end of one split.
+    """Highest score, total weight and weighted sum of the KV entries begin to end, by splits.
 
-    `begin` is a multiple of BLOCK_N; a block that a row sees nothing of changes nothing of it.
+    One loop over all blocks, so that loads run ahead from one split into the next. A block that a
+    row sees nothing of changes nothing of it.
     """
     offsets_d = tl.arange(0, queries.shape[1])
     inside = offsets_d < head_size
-    highest = tl.full([queries.shape[0]], float("-inf"), tl.float32)
+    nothing = tl.full([queries.shape[0]], float("-inf"), tl.float32)
+    highest = nothing
     total = tl.zeros([queries.shape[0]], tl.float32)
     sums = tl.zeros([queries.shape[0], queries.shape[1]], tl.float32)
-    for near in range(begin, end, BLOCK_N):
+    done_highest = highest
+    done_total = total
+    done_sums = sums
+    for near in range(begin // BLOCK_N * BLOCK_N, end, BLOCK_N):
         entries = near + tl.arange(0, BLOCK_N)
         there = entries < end
         pages = tl.load(table + entries // PAGE, mask=there, other=0)
@@ -140,12 +147,11 @@ def attend_split(
             scores = scores * load_scales(key_scales + heads_at, there, KV)[None, :]
         if CAPPED:  # cap · tanh(score / cap)
             scores = cap * (2.0 * tl.sigmoid(2.0 * scores / cap) - 1.0)
-        distance = positions[:, None] - entries[None, :]
         visible = there[None, :] & valid[:, None]
         if CAUSAL:
-            visible = visible & (distance >= 0)
+            visible = visible & (positions[:, None] >= entries[None, :])
         if WINDOW > 0:
-            visible = visible & (tl.abs(distance) < WINDOW)
+            visible = visible & (tl.abs(positions[:, None] - entries[None, :]) < WINDOW)
         scores = tl.where(visible, scores, float("-inf"))
         new = tl.maximum(highest, tl.max(scores, 1))
         safe = tl.where(new == float("-inf"), 0.0, new)
@@ -158,7 +164,14 @@ def attend_split(
         attended = tl.dot(weights.to(queries.dtype), value, input_precision="ieee")
         sums = sums * kept[:, None] + attended
         highest = new
-    return highest, total, sums
+        if (near + BLOCK_N) % SPLIT == 0:
+            done_highest, done_total, done_sums = fold(
+                done_highest, done_total, done_sums, highest, total, sums
+            )
+            highest = nothing
+            total = tl.zeros_like(total)
+            sums = tl.zeros_like(sums)
+    return fold(done_highest, done_total, done_sums, highest, total, sums)
 
 
 @triton.jit
@@ -188,6 +201,7 @@ def attend_tiles(
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
     KV: tl.constexpr,
+    CHAINED: tl.constexpr,
     PAGE: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -215,41 +229,36 @@ def attend_tiles(
         table = tables + tl.load(tile) * tl.load(counts + 1)
         valid = query < tl.load(tile + 2)
         rows = load_rows(tile, members, query, valid)
-        begin = tl.load(tile + 4)
-        end = tl.load(tile + 5)
         slot = tl.load(tile + 6)
         heads = kv_head * GROUP + offsets_m % GROUP
         shown = valid[:, None] & (offsets_d < head_size)[None, :]
         at = (rows * (width + 2 * kv_heads * head_size) + heads * head_size)[:, None] + offsets_d
+        wait(CHAINED)
         queries = tl.load(qkv + at, mask=shown, other=0.0)
-        highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        for split in range(begin // SPLIT * SPLIT, end, SPLIT):
-            more_highest, more_total, more_sums = attend_split(
-                queries,
-                tl.load(positions + rows, mask=valid, other=0),
-                valid,
-                keys,
-                values,
-                key_scales,
-                value_scales,
-                table,
-                tl.maximum(split, begin // BLOCK_N * BLOCK_N),
-                tl.minimum(split + SPLIT, end),
-                scale,
-                cap,
-                kv_heads,
-                kv_head,
-                head_size,
-                WINDOW,
-                CAUSAL,
-                CAPPED,
-                KV,
-                PAGE,
-                BLOCK_N,
-            )
-            highest, total, sums = fold(highest, total, sums, more_highest, more_total, more_sums)
+        highest, total, sums = attend(
+            queries,
+            tl.load(positions + rows, mask=valid, other=0),
+            valid,
+            keys,
+            values,
+            key_scales,
+            value_scales,
+            table,
+            tl.load(tile + 4),
+            tl.load(tile + 5),
+            scale,
+            cap,
+            kv_heads,
+            kv_head,
+            head_size,
+            WINDOW,
+            CAUSAL,
+            CAPPED,
+            KV,
+            PAGE,
+            SPLIT,
+            BLOCK_N,
+        )
         if slot == FINISHED:
             result = finish(highest, total, sums, sinks, heads, valid, SINKS)
             place = (rows * width + heads * head_size)[:, None] + offsets_d[None, :]
@@ -261,6 +270,7 @@ def attend_tiles(
         item = items
         if items > tl.num_programs(0):
             item = tl.num_programs(0) + tl.atomic_add(counts + TAKEN, 1, sem="relaxed")
+    wait(CHAINED)
 
 
 @triton.jit
@@ -274,12 +284,14 @@ def merge_splits(
     heads,
     head_size,
     SINKS: tl.constexpr,
+    CHAINED: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Fold the partial results of rows that no tile finished, head by head.
 
     It puts `counts` back for the next attention of the step.
     """
+    wait(CHAINED)
     if tl.program_id(0) == 0:
         tl.store(counts + TAKEN, 0)
     one = tl.arange(0, 1)

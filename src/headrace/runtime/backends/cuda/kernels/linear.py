@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .chain import fetch_rows, wait
 from .numbers import E2M1_BIAS, E4M3_BIAS, e2m1, e4m3
 
 
@@ -159,6 +160,7 @@ def project_rows(
     HIGH: tl.constexpr,
     MINIMA: tl.constexpr,
     BIAS: tl.constexpr,
+    CHAINED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -176,6 +178,10 @@ def project_rows(
     row = offsets_n.to(tl.int64)
     source = rows_in + offsets_m.to(tl.int64)[:, None] * inputs
     sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
+    if CHAINED:
+        share: tl.constexpr = 2 if KIND == "int4" or KIND == "mxfp4" else 1  # inputs a value
+        fetch_rows(weight, row, outputs, inputs // share, begin // share)
+    wait(CHAINED)
     for near in range(begin, end, BLOCK_K):
         sums = multiply_block(
             sums,
@@ -215,12 +221,14 @@ def add_splits(
     outputs,
     out_width,
     BIAS: tl.constexpr,
+    CHAINED: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The sum of SPLITS parts, in order; `size` is rows · outputs, as in `project_rows`."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < size
+    wait(CHAINED)
     total = tl.load(sums + offsets, mask=inside, other=0.0)
     for split in range(1, SPLITS):
         total += tl.load(sums + split * size + offsets, mask=inside, other=0.0)

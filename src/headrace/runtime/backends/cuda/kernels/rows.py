@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .chain import wait
 from .float8 import write_codes
 from .numbers import nearest, to_e4m3
 
@@ -26,6 +27,7 @@ def norm_rows(
     BIAS: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     CODES: tl.constexpr,
+    CHAINED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """`program.Norm` of one row: the residual is updated, and its norm goes to `out`.
@@ -36,6 +38,8 @@ def norm_rows(
     row = number * width
     offsets = tl.arange(0, BLOCK)
     inside = offsets < width
+    gain = tl.load(weight + offsets, mask=inside, other=0.0).to(tl.float32)
+    wait(CHAINED)
     values = tl.load(residual + row + offsets, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         added = tl.load(add + row + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -44,7 +48,7 @@ def norm_rows(
     if LAYER:
         values = tl.where(inside, values - tl.sum(values, 0) / width, 0.0)
     values = values * tl.rsqrt(tl.sum(values * values, 0) / width + epsilon)
-    values = values * tl.load(weight + offsets, mask=inside, other=0.0).to(tl.float32)
+    values = values * gain
     if BIAS:
         values = values + tl.load(bias + offsets, mask=inside, other=0.0).to(tl.float32)
     if ACCUMULATE:
@@ -62,12 +66,14 @@ def norm_parts(
     first,
     part_width,
     epsilon,
+    CHAINED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """RMSNorm of a row's values [first, first + part_width), in place."""
     place = tl.program_id(0).to(tl.int64) * row_width + first
     offsets = tl.arange(0, BLOCK)
     inside = offsets < part_width
+    wait(CHAINED)
     values = tl.load(qkv + place + offsets, mask=inside, other=0.0).to(tl.float32)
     values = values * tl.rsqrt(tl.sum(values * values, 0) / part_width + epsilon)
     values = values * tl.load(weight + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -96,6 +102,7 @@ def rotate_and_write(
     INTERLEAVED: tl.constexpr,
     NEAR: tl.constexpr,
     KV: tl.constexpr,
+    CHAINED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One head of one row: norm, rotation, and of a key or value the copy to its KV slot.
@@ -110,6 +117,7 @@ def rotate_and_write(
     place = (row.to(tl.int64) * (heads + 2 * kv_heads) + head) * head_size
     offsets = tl.arange(0, BLOCK)
     inside = offsets < head_size
+    wait(CHAINED)
     found = tl.load(qkv + place + offsets, mask=inside, other=0.0).to(tl.float32)
     if head < heads + kv_heads:
         if INTERLEAVED:
@@ -208,11 +216,12 @@ def gate(left, right, KIND: tl.constexpr):
 
 
 @triton.jit
-def gate_rows(out, source, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def gate_rows(out, source, width, KIND: tl.constexpr, CHAINED: tl.constexpr, BLOCK: tl.constexpr):
     """`program.GateMultiply` of one row's part; `width` is that of `out`."""
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < width
+    wait(CHAINED)
     left = tl.load(source + row * 2 * width + offsets, mask=inside, other=0.0).to(tl.float32)
     right = tl.load(source + row * 2 * width + width + offsets, mask=inside, other=0.0)
     result = gate(left, right.to(tl.float32), KIND)
@@ -220,10 +229,13 @@ def gate_rows(out, source, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def activate_rows(out, source, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def activate_rows(
+    out, source, width, KIND: tl.constexpr, CHAINED: tl.constexpr, BLOCK: tl.constexpr
+):
     """`program.Activate` of one row's part."""
     row = tl.program_id(0).to(tl.int64) * width
     offsets = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < width
+    wait(CHAINED)
     values = tl.load(source + row + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row + offsets, activate(values, KIND).to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,1 @@
+"""What the server says of its own API: /openapi.json and /admin/openapi.json."""
