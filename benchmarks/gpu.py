@@ -12,6 +12,7 @@ every phase, so a run that is cut leaves what it has.
   of the run goes by.
 - `decode`, `prefill`, `mixture`: whole steps of models of published shapes with random weights.
 - `serving`, `parts`: the engine and its scheduler; what running a step ahead and drafts are worth.
+- `ranks`: what a part of a model costs in a group of one; of two GPUs, what they gain.
 - `peers`: transformers with a static cache, and vLLM where `--wheels` names its folder.
 - `memory`: rates of weights that wake, and of KV that goes to the host and comes back.
 - `faults`: memory that runs out; compute-sanitizer, where there is one.
@@ -60,6 +61,7 @@ PHASES: dict[str, tuple[str, float]] = {
     "parts": ("serving:parts", 30),
     "sampling": ("kernels:choosing", 5),
     "memory": ("memory:memory", 10),
+    "ranks": ("ranks:ranks", 15),
     "faults": ("faults:faults", 15),
 }
 TOGETHER = "checks"  # the phase that several processes share, for most of it is compiling
@@ -74,6 +76,8 @@ SHOWN = {
     "worth",
     "overhead",
     "shared",
+    "rank",
+    "ranks",
 }  # in the summary
 LATE = 20.0  # seconds that a phase may need to come to its end after its time
 Line = dict[str, Any]
