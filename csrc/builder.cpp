@@ -342,9 +342,10 @@ void Model::logits(std::size_t source, std::size_t weight_index, float scale, fl
   if (scale != 1 || cap != 0) ops_.push_back(CapOp{logits_, scale, cap});
   ops_.push_back(SampleOp{logits_});
   fuse_gates();
+  fuse_rotations();
 }
 
-// Let each linear that a gate alone reads, and whose gate bfloat16 linears alone read, do the gate's work.
+// Let each linear that a gate alone reads, and whose gate packed linears alone read, do the gate's work.
 void Model::fuse_gates() {
   for (std::size_t i = 2; i < ops_.size(); ++i) {
     auto* gate = std::get_if<GateOp>(&ops_[i]);
@@ -360,6 +361,19 @@ void Model::fuse_gates() {
     linear->gated = gate->out;
     linear->gate = gate->kind;
     gate->fused = true;
+  }
+}
+
+// Let attention rotate what stands right before it for rows that nobody else attends to.
+void Model::fuse_rotations() {
+  for (std::size_t i = 1; i < ops_.size(); ++i) {
+    auto* rotation = std::get_if<RotateOp>(&ops_[i - 1]);
+    auto* attention = std::get_if<AttentionOp>(&ops_[i]);
+    if (!rotation || !attention) continue;
+    const bool same = rotation->qkv == attention->qkv && rotation->layer == attention->layer;
+    if (!same || rotation->heads != attention->heads) continue;
+    rotation->fused = true;
+    attention->rotation = *rotation;
   }
 }
 

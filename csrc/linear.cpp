@@ -22,9 +22,9 @@ std::size_t chunks(std::size_t count, std::size_t size) { return (count + size -
 
 std::size_t units(const Weight& weight) { return chunks(weight.rows, kUnitRows); }
 
-std::size_t units(const LinearOp& op) {
+std::size_t units(const LinearOp& op, std::size_t parts) {
   std::size_t all = 0;
-  for (const LinearPart& part : op.parts) all += units(*part.weight);
+  for (std::size_t i = 0; i < parts; ++i) all += units(*op.parts[i].weight);
   return all;
 }
 
@@ -52,16 +52,19 @@ void set_panel(BrainPanels& job, int i, const Weight& weight, std::size_t at) {
 
 }  // namespace
 
+// What a gate multiplies has its turn with the gate.
+std::size_t Model::turns(const LinearOp& op) const { return op.gated && gates_in_linears() ? 1 : op.parts.size(); }
+
 std::size_t Model::linear_tasks(const LinearOp& op) const {
   const std::size_t rows = rows_of(*op.source);
   const auto members = static_cast<std::size_t>(team_.size());
-  return rows ? units(op) * chunks(rows, rows_together(rows, op.source->width, members)) : 0;
+  return rows ? units(op, turns(op)) * chunks(rows, rows_together(rows, op.source->width, members)) : 0;
 }
 
 void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int member) {
   const auto members = static_cast<std::size_t>(team_.size());
   const std::size_t rows = rows_of(*op.source), together = rows_together(rows, op.source->width, members);
-  const std::size_t across = units(op);
+  const std::size_t across = units(op, turns(op));
   for (std::size_t task = first; task < last;) {
     std::size_t unit = task % across;
     const LinearPart* part = op.parts.data();
@@ -74,8 +77,14 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
     const std::size_t count = std::min({last - task, units(weight) - unit, close});
     const Columns columns = {part, unit * kUnitRows, std::min((unit + count) * kUnitRows, weight.rows)};
     const auto multiply = [&](RowRange range, bool given) {
+      const auto multiply_by = [&](const Columns& these) {
+        weight.packed ? in_integers(op, these, range, member) : in_floats(op, these, range, member);
+      };
       if (given && weight.brains) return in_brains(op, columns, range, member);
-      weight.packed ? in_integers(op, columns, range, member) : in_floats(op, columns, range, member);
+      multiply_by(columns);
+      if (turns(op) == op.parts.size()) return;
+      multiply_by({columns.part + 1, columns.begin, columns.end});
+      gate(op, columns, range);
     };
     if (!by_token(*op.source)) {
       multiply({begin, end}, false);
@@ -111,10 +120,9 @@ void Model::in_brains(const LinearOp& op, const Columns& columns, RowRange rows,
   }
 }
 
-// A gate's columns together with the same columns of what it multiplies, whose own turn then is empty.
+// A gate's columns together with the same columns of what it multiplies.
 void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange rows, int member) const {
   const Weight &gate = *op.parts[0].weight, &up = *op.parts[1].weight;
-  if (columns.part != op.parts.data()) return;
   for (std::size_t at = columns.begin; at < columns.end; at += kPanelRows) {
     BrainPanels job = {.kind = gate.kind,
                        .panels = {},
@@ -130,6 +138,16 @@ void Model::in_gated_brains(const LinearOp& op, const Columns& columns, RowRange
     set_panel(job, 0, gate, at);
     set_panel(job, 1, up, at);
     kernels_.brain_panels(job, scratch_of(member));
+  }
+}
+
+// Whoever multiplied the columns gates them: they are in its cache.
+void Model::gate(const LinearOp& op, const Columns& columns, RowRange rows) const {
+  for (std::size_t row = rows.begin; row < rows.end; ++row) {
+    const float* gate = op.out->row(row) + columns.begin;
+    kernels_.gate_multiply(op.gated->row(row) + columns.begin, gate, gate + op.parts[1].column, op.gate,
+                           columns.end - columns.begin);
+    encode(*op.gated, row, columns.begin, columns.end);
   }
 }
 

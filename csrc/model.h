@@ -81,6 +81,7 @@ class Model {
   void add_linear(Buffer& out, Buffer& source, const std::vector<std::size_t>& weights, std::vector<float> bias);
   void pack(Weight& weight);
   void fuse_gates();
+  void fuse_rotations();
   std::string attention_name() const;
   void check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const;
 
@@ -90,6 +91,7 @@ class Model {
   void work(int member);
   void plan_rows(const Batch& batch);
   void plan_attention(const Batch& batch);
+  void plan_lone(const Batch& batch);
   std::size_t brain_rows() const;
   void plan_adapters(const Batch& batch);
   float* scratch_of(int member) const;
@@ -101,6 +103,11 @@ class Model {
   void in_gated_brains(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   // An adapter changes a linear's float32 rows before they are gated, and reads the gated ones.
   bool gates_in_linears() const { return step_.adapted.empty(); }
+  // A row's KV heads [first, last) and their queries.
+  void rotate(const RotateOp& op, std::size_t row, std::size_t first, std::size_t last) const;
+  // Parts of a linear that have turns of their own.
+  std::size_t turns(const LinearOp& op) const;
+  void gate(const LinearOp& op, const Columns& columns, RowRange rows) const;
   void in_integers(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   void in_floats(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   void add_bias(const LinearOp& op, const Columns& columns, RowRange rows) const;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -102,7 +103,8 @@ struct LinearOp {
   const Buffer* source;
   std::vector<LinearPart> parts;
   std::vector<float> bias;  // of the whole width, or empty
-  // Where set, rows in bfloat16 are not written to `out`, but gated to this buffer's bfloat16.
+  // Where set, rows are gated to this buffer as soon as their columns are there; those in bfloat16 are not
+  // written to `out` at all.
   const Buffer* gated = nullptr;
   Gate gate{};
 };
@@ -128,6 +130,7 @@ struct RotateOp {
   Buffer* qkv;
   std::size_t layer, heads;
   const Angles* angles;
+  bool fused = false;  // with the attention after it, for rows that are their sequences' only ones
 };
 struct AttentionOp {
   Buffer* out;
@@ -139,13 +142,14 @@ struct AttentionOp {
   const float* sinks;  // [heads] or null
   bool causal;
   bool quantise = false;
+  std::optional<RotateOp> rotation = {};  // where set, it rotates and writes lone rows
 };
 struct GateOp {
   Buffer* out;
   const Buffer* source;
   Gate kind;
   bool quantise = false;
-  bool fused = false;  // with the linear before it, for rows in bfloat16
+  bool fused = false;  // with the linear before it
 };
 struct ActivateOp {
   Buffer* out;
@@ -197,6 +201,7 @@ struct Columns {
 struct RowTile {
   std::size_t sequence, begin, end;
   bool given;
+  bool lone = false;  // the sequence's only row, which attention rotates and writes
 };
 
 // Where few tiles meet a long context, the spans of the context are tasks of their own; whoever
@@ -234,6 +239,7 @@ struct Step {
   std::vector<std::uint8_t> given;  // [rows] 1 where the token was given, and is multiplied in bfloat16
   std::vector<RowRun> runs;
   std::vector<RowTile> tiles;
+  std::vector<std::uint8_t> lone;   // [rows] of tiles
   std::vector<AdaptedRows> adapted;
   SplitAttention split;
   Region candidates, edited;                // one vocabulary a thread

@@ -122,13 +122,14 @@ struct Rotation {
   bool interleaved;
 };
 
-// One row: rotate its query and key heads in place, write key and value to the cache.
+// One row: rotate the query and key heads of the KV heads [first, last) in place, write their keys and values to the cache.
 struct RotateRow {
   float* qkv;
   const float* cosines;  // [pairs]
   const float* sines;
   Rotation rotation;
-  std::size_t heads;
+  std::size_t heads;  // of queries
+  std::size_t first, last;
   const CacheShape& cache;
   std::uint8_t* block;  // the block the row is written to
   std::size_t offset;   // in the block

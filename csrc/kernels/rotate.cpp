@@ -87,13 +87,16 @@ void narrow(const float* from, std::size_t count, std::uint16_t* to) {
 void rotate_and_write(const RotateRow& job) {
   const CacheShape& cache = job.cache;
   const std::size_t size = cache.head_size, pairs = static_cast<std::size_t>(job.rotation.pairs);
-  for (std::size_t h = 0; h < job.heads + cache.kv_heads; ++h) {
-    const auto rotate = job.rotation.interleaved ? rotate_neighbours : rotate_halves;
-    rotate(job.qkv + h * size, job.cosines, job.sines, pairs);
-  }
+  const std::size_t group = job.heads / cache.kv_heads;
+  const auto rotate = [&](std::size_t begin, std::size_t end) {
+    const auto heads = job.rotation.interleaved ? rotate_neighbours : rotate_halves;
+    for (std::size_t h = begin; h < end; ++h) heads(job.qkv + h * size, job.cosines, job.sines, pairs);
+  };
+  rotate(job.first * group, job.last * group);
+  rotate(job.heads + job.first, job.heads + job.last);
   const float* keys = job.qkv + job.heads * size;
   const float* values = keys + cache.kv_heads * size;
-  for (std::size_t h = 0; h < cache.kv_heads; ++h) {
+  for (std::size_t h = job.first; h < job.last; ++h) {
     if (cache.codes()) {
       const auto write = cache.entry == Entry::Codes16 ? put_codes<2> : put_codes<1>;
       write(job, h, keys + h * size, values + h * size);
