@@ -12,6 +12,7 @@ every phase, so a run that is cut leaves what it has.
   of the run goes by.
 - `decode`, `prefill`, `mixture`: whole steps of models of published shapes with random weights.
 - `serving`, `parts`: the engine and its scheduler; what running a step ahead and drafts are worth.
+- `ranks`: what a part of a model costs in a group of one; of two GPUs, what they gain.
 - `peers`: transformers with a static cache, and vLLM where `--wheels` names its folder.
 - `faults`: memory that runs out; compute-sanitizer, where there is one.
 
@@ -58,10 +59,21 @@ PHASES: dict[str, tuple[str, float]] = {
     "mixture": ("steps:mixture", 15),
     "parts": ("serving:parts", 30),
     "sampling": ("kernels:choosing", 5),
+    "ranks": ("ranks:ranks", 15),
     "faults": ("faults:faults", 15),
 }
 TOGETHER = "checks"  # the phase that several processes share, for most of it is compiling
-SHOWN = {"ceiling", "serving", "peer", "fault", "prefill", "worth", "overhead"}  # in the summary
+SHOWN = {
+    "ceiling",
+    "serving",
+    "peer",
+    "fault",
+    "prefill",
+    "worth",
+    "overhead",
+    "rank",
+    "ranks",
+}  # in the summary
 LATE = 20.0  # seconds that a phase may need to come to its end after its time
 Line = dict[str, Any]
 

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,6 @@ from headrace.cli.options import (
     QuantizationOption,
     TensorParallelOption,
 )
-from headrace.cli.progress import shown
 from headrace.config.check import SIZE_EXPECTED
 from headrace.config.load import Loaded
 from headrace.config.schema import LOCAL, Configuration
@@ -42,6 +42,8 @@ from headrace.runtime.options import KVChoice, Quantization
 from headrace.runtime.process import EngineFailed, EngineProcess
 from headrace.workers import Post, Workers
 
+# Imported where there is something to fetch: what draws bars takes megabytes of every server.
+PROGRESS = "headrace.cli.progress"
 _QUESTION = "What is the capital of France?"
 # A first call of a model, by what it is for: path and body.
 TRY: Mapping[str, tuple[str, dict[str, object]]] = {
@@ -244,7 +246,9 @@ def _pull(configuration: Configuration) -> dict[str, Path]:
     sources = {m.source for m in local} | {m.adapter for m in local if m.adapter is not None}
     if local and configuration.engine.draft is not None:
         sources.add(configuration.engine.draft)
-    with shown() as progress:
+    if not sources:
+        return {}
+    with import_module(PROGRESS).shown() as progress:
         return {source: pull(source, progress) for source in sorted(sources)}
 
 

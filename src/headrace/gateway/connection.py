@@ -9,6 +9,7 @@ uvicorn's.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_TIMEOUT = 15.0  # seconds
 MAX_HEAD_BYTES = 1024 * 1024
+MAX_UNSENT_BYTES = 128 * 1024  # that the kernel takes for one who does not read; else it is 4 MiB
 
 CLIENT = "headrace.client"  # in the scope of a request
 
@@ -110,6 +112,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request's head."""
         super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES
+        )
         self._corked = _Corked(transport)
         self.transport = cast(asyncio.Transport, self._corked)
         self._await_head()

@@ -60,5 +60,6 @@ def kv_bytes(model: Architecture, options: EngineOptions) -> int:
     else:
         size = 1 if rounded else 2
         scale = 4 if rounded or options.backend != "cuda" else 0  # of a head's key or value
-    entries = 2 * len(model.layers) * model.kv_heads * options.planned_tokens
+    heads = max(model.kv_heads, options.tensor_parallel)  # each rank has one, or more
+    entries = 2 * len(model.layers) * heads * options.planned_tokens
     return entries * (model.head_size * size + scale)

@@ -30,7 +30,7 @@ def test_every_phase_runs_without_a_gpu_and_without_the_platform(tmp_path: Path)
     assert all(line["right"] for line in lines if "check" in line)
     for kind in ("ceiling", "check", "product", "attention", "sampling", "decode", "prefill"):
         assert any(kind in line for line in lines), kind
-    for kind in ("serving", "worth", "peer", "overhead"):
+    for kind in ("serving", "worth", "peer", "overhead", "rank"):
         assert any(kind in line for line in lines), kind
     (fault,) = [line for line in lines if "fault" in line]
     assert fault["others as ever"]

@@ -131,5 +131,5 @@ async def begin():
 asyncio.run(begin())
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    heavy = {"numpy", "tokenizers", "jinja2", "llguidance", "headrace.runtime.engine"}
+    heavy = {"numpy", "tokenizers", "jinja2", "llguidance", "rich", "headrace.runtime.engine"}
     assert heavy.isdisjoint(json.loads(told.stdout))

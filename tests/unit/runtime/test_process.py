@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from headrace.runtime.engine import EngineOptions
-from headrace.runtime.process import AdapterRefused, EngineDied, EngineFailed, EngineProcess
+from headrace.runtime.process import (
+    AdapterRefused,
+    EngineDied,
+    EngineFailed,
+    EngineProcess,
+    RestRefused,
+)
 from headrace.runtime.request import Request, RequestRefused, SamplingParameters
 from tests.fakes.adapter import write_adapter
 
@@ -220,3 +226,31 @@ def processor_ticks(process: int) -> int:
     """Processor time of a process, in hundredths of a second (proc_pid_stat(5))."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+async def test_a_model_that_sleeps_comes_back_when_it_is_woken_even_from_death(tiny: Path) -> None:
+    engine = EngineProcess(tiny, EngineOptions("cuda", kv_tokens=64, speculation=False))
+    await engine.start()
+    sampling = SamplingParameters(temperature=0, max_tokens=1, ignore_eos=True)
+    said = await text(engine, "a", sampling)
+    await engine.sleep()
+    with pytest.raises(RequestRefused, match="sleeps"):
+        await text(engine, "b", sampling)
+    await engine.wake()
+    assert await text(engine, "c", sampling) == said
+    await engine.sleep()
+    dead = pid(engine)
+    os.kill(dead, signal.SIGKILL)
+    while engine.ready:
+        await asyncio.sleep(0.01)
+    assert pid(engine) == dead  # nothing takes a GPU's memory for it
+    await engine.wake()
+    assert pid(engine) != dead
+    assert await text(engine, "d", sampling) == said
+    await engine.close()
+
+
+async def test_a_model_that_cannot_sleep_says_why_and_serves_on(engine: EngineProcess) -> None:
+    with pytest.raises(RestRefused, match="only a model on one GPU can sleep"):
+        await engine.sleep()
+    assert await text(engine, "a", SamplingParameters(temperature=0, max_tokens=4))

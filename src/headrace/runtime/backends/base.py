@@ -213,7 +213,7 @@ class Backend(Protocol):
 class Place:
     """Which rank of how many runs a program that was cut (`models.sharding`), and where they meet.
 
-    `meeting` is a file, in a folder that nobody else may write to, which the first one makes.
+    `meeting` is an empty file that nobody else may open.
     """
 
     rank: int

@@ -14,7 +14,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -98,13 +97,13 @@ class Follower:
 class Others:
     """All ranks but 0."""
 
-    def __init__(self, job: Job, meeting: Path) -> None:
+    def __init__(self, job: Job, meeting: int) -> None:
         """Start their processes. Raises OSError."""
         self.followers: list[Follower] = []
         self.closing = False
         try:
             for rank in range(1, job.size):
-                self.followers.append(start(job, Place(rank, job.size, meeting)))
+                self.followers.append(start(job, rank, meeting))
         except BaseException:
             self.end()
             raise
@@ -236,12 +235,13 @@ def lead(job: Job, program: Program, weights: Mapping[str, Tensor]) -> Leader:
     """
     own = shard(program, weights, 0, job.size)
     with ExitStack() as ending:
-        folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="headrace-ranks-"))
-        meeting = Path(folder) / "meeting"
+        # a file of no folder: nothing is left of it, however the processes end
+        meeting = os.memfd_create("headrace-ranks")
+        ending.callback(os.close, meeting)
         others = Others(job, meeting)
         ending.callback(others.end)
         others.hear("cut")
-        place = Place(0, job.size, meeting)
+        place = Place(0, job.size, path_of(meeting))
         backend = load_by_name(job.backend, own.program, own.weights, job.kv, job.threads, place)
         ending.callback(backend.close)
         ending.callback(others.dismiss)
@@ -249,19 +249,24 @@ def lead(job: Job, program: Program, weights: Mapping[str, Tensor]) -> Leader:
         return Leader(backend, own, others, ending.pop_all())
 
 
-def start(job: Job, place: Place) -> Follower:
+def path_of(descriptor: int) -> Path:
+    """Where a process that has an open file finds it."""
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+def start(job: Job, rank: int, meeting: int) -> Follower:
     """Start a rank's process and tell it what to load. Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "headrace.runtime.ranks.follower", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), meeting),
                 stdin=subprocess.DEVNULL,
             )
         except BaseException:
             ours.close()
             raise
-    where = {"path": str(job.path), "meeting": str(place.meeting), "rank": place.rank}
+    where = {"path": str(job.path), "meeting": str(path_of(meeting)), "rank": rank}
     ours.sendall(packed("load", **{**asdict(job), **where}))
-    return Follower(place.rank, process, ours)
+    return Follower(rank, process, ours)

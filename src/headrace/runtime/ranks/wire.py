@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..backends.base import Batch
 from ..weights.lowrank import LowRank
 
+SENT = tuple(field.name for field in fields(Batch) if field.name != "sampling")
 SIZES = struct.Struct("<IQ")
 Array = NDArray[Any]
 
@@ -44,7 +45,7 @@ class Message:
 def packed(kind: str, arrays: Mapping[str, Array] | None = None, **content: Any) -> bytes:
     """A message as it goes over the channel."""
     arrays = arrays or {}
-    shapes = [(name, str(array.dtype), array.shape) for name, array in arrays.items()]
+    shapes = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     head = json.dumps([kind, content, shapes], separators=(",", ":")).encode()
     bodies = [array.tobytes() for array in arrays.values()]
     return b"".join([SIZES.pack(len(head), sum(map(len, bodies))), head, *bodies])
@@ -79,12 +80,8 @@ def exactly(channel: socket.socket, size: int) -> bytearray:
 
 def step_message(batch: Batch) -> bytes:
     """The arrays of a batch: all but how its tokens are chosen, which is rank 0's business."""
-    arrays = {
-        field.name: getattr(batch, field.name)
-        for field in fields(batch)
-        if field.name != "sampling" and getattr(batch, field.name) is not None
-    }
-    return packed("step", arrays)
+    there = ((name, getattr(batch, name)) for name in SENT)
+    return packed("step", {name: array for name, array in there if array is not None})
 
 
 def read_batch(message: Message) -> Batch:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.runtime.backends import cuda, reference
 from headrace.runtime.backends.base import Backend, Batch, Float32, KVLayout, KVType
+from headrace.runtime.backends.cuda.inputs import Arena
 from headrace.runtime.backends.cuda.prefixes import SPLIT, shared_runs
 from headrace.runtime.backends.cuda.tiles import FINISHED, plan_tiles
 from headrace.runtime.models.architecture import Rope
@@ -241,6 +242,15 @@ def test_tiles_cover_what_each_row_sees_once(
         for partial in range(first, first + count)
     }
     assert merged == left
+
+
+def test_an_empty_array_has_the_address_that_it_has_when_it_is_not() -> None:
+    """A captured step keeps the addresses of the step that was captured."""
+    arena = Arena(torch.device("cpu"))
+    empty, some = np.zeros(0, np.int32), np.arange(3, dtype=np.int32)
+    address = arena.fill({"before": some, "merges": empty})["merges"].data_ptr()
+    assert address != 0
+    assert arena.fill({"before": some, "merges": some})["merges"].data_ptr() == address
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from .room import Meter, blocks_that_fit, device_meter
 from .running import Clock, Running, memory_errors
 from .sleeping import Asleep
 from .staging import Staging
+from .tiles import MOST_PARTIALS
 from .told import told
 
 SUPPORTS = EVERYTHING
@@ -145,14 +146,16 @@ class CUDABackend:
     def make_partial_room(self, step: Step) -> None:
         """Buffers for the partial results of the step's attention."""
         model = self.model
-        needed = 0
+        needed = most = 0
         for op in self.attentions:
             partials = step.planned[View(op.window, op.causal)].partials
             needed = max(needed, partials * op.heads * power(op.head_size))
+            most = max(most, MOST_PARTIALS * op.heads * power(op.head_size))
         if needed > model.partial_sums.numel():
             self.graphs.forget()
-            sums = torch.zeros(2 * needed, dtype=torch.float32, device=model.device)
-            stats = torch.zeros(needed // 4, dtype=torch.float32, device=model.device)
+            size = min(2 * needed, most)
+            sums = torch.zeros(size, dtype=torch.float32, device=model.device)
+            stats = torch.zeros(size // 8, dtype=torch.float32, device=model.device)
             model.partial_sums, model.partial_stats = sums, stats
 
     def forward(self, batch: Batch, before: torch.Tensor | None = None) -> torch.Tensor:

@@ -20,13 +20,14 @@ from .prefixes import SPLIT, Run
 
 FINISHED = -1
 # Tiles are cut that are longer than an eighth of what a program has to do: so the last program ends
-# late by that at most, and no more partial results are written than it takes.
+# late by that at most, and no more partial results are written than that asks for.
 GRAIN = 8
 # Partial results (a row's, of all heads) that a step may leave: in a model of 32 heads of 128 they
 # take 128 MiB. A step that would leave more is cut less.
 MOST_PARTIALS = 8192
-# Splits that need not be read because a step has shared tiles, from which on it has them: below,
-# the host's sorting and the look-up of rows cost what a megabyte read a layer does.
+# Reads of a split that a step's shared tiles must save, over all rows, for there to be any. Chosen,
+# not measured: `benchmarks/gpu.py` times one prefix. Sharing adds no work on the device but to look
+# rows up; the host sorts tables, for some 100 us at 256 rows, beside a step that runs.
 LEAST_SAVED = 4
 
 
@@ -140,8 +141,8 @@ def shared_spans(
         return nothing
     run = np.repeat(np.arange(len(runs)), [len(one.sequences) for one in runs])
     members = np.concatenate([one.sequences for one in runs]).astype(np.int64)
-    run_begin, run_end = np.array([one[1:] for one in runs], np.int64).T
-    begins = own.begin[np.searchsorted(own.sequence, members)] // SPLIT
+    run_begin, run_end = np.array([one[1:] for one in runs], np.int64).T * SPLIT
+    begins = own.begin[np.searchsorted(own.sequence, members)]
     order = np.lexsort((begins, run))
     order = order[begins[order] < run_end[run[order]]]
     run, members, begins = run[order], members[order], begins[order]
@@ -149,12 +150,11 @@ def shared_spans(
     first = np.flatnonzero(place % tile_rows == 0)
     rows = np.diff(first, append=len(run))
     least, begin, end = begins[first], run_begin[run[first]], run_end[run[first]]
-    leads = least >= begin
+    leads = (least >= begin).astype(np.int64)
     begin = np.maximum(begin, least)
-    if ((rows - 1) * (end - begin)).sum() < LEAST_SAVED:
+    if ((rows - 1) * (end - begin)).sum() < LEAST_SAVED * SPLIT:
         return nothing
-    spans = members[first], first, rows, rows * 0 + 1, begin * SPLIT, end * SPLIT, leads
-    return Spans(*spans), members
+    return Spans(members[first], first, rows, rows * 0 + 1, begin, end, leads), members
 
 
 def cut_spans(spans: Spans, cut: NDArray[np.bool_], finished: NDArray[np.bool_]) -> Int32:
