@@ -23,7 +23,7 @@ ROW = 1 + MOST_WORKERS + 2 * WINDOW  # whose it is, what runs in each process, t
 WORD = 8  # bytes
 
 
-class BoardFull(RuntimeError):
+class BoardFull(OSError):
     """There are more limits than can be counted over several processes."""
 
 
