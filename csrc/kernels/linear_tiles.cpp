@@ -333,7 +333,7 @@ void multiply_run(const IntegerPanels& job, Stream& stream) {
   constexpr std::size_t kSteps = steps_of(KIND);
   alignas(64) Products products[2];
   Run<KIND> run{job, stream};
-  while (run.unpacked < kLead) run.unpack_next();
+  for (std::size_t i = 0; i < kLead; ++i) run.unpack_next();
   settle();
   run.template begin_next<0>();
   run.template begin_next<1>();

@@ -11,7 +11,7 @@ from headrace.runtime.backends import cpu, reference
 from headrace.runtime.backends.base import Float32, KVLayout
 from headrace.runtime.backends.cpu._native import levels
 from headrace.runtime.models.program import Program
-from headrace.runtime.weights.tensor import FORMATS, Tensor
+from headrace.runtime.weights.tensor import BLOCKS, FORMATS, Tensor
 from tests.fakes.programs import flat_batch, linear_program, random_tensor, tensor
 
 KV = KVLayout(1, 32)
@@ -208,8 +208,10 @@ def test_a_row_is_the_same_alone_in_a_batch_and_on_any_number_of_threads(format:
 def test_tiles_give_what_vectors_give_to_the_bit(format: str) -> None:
     """So that a row is the same whatever the batch, on either side of the crossover."""
     random = np.random.default_rng(6)
-    made, weights = linear_program({"w": random_tensor(random, format, 83, 768)})
-    for rows in (5, 16, 31, 48, 400):
-        table = random.standard_normal((rows, 768), np.float32)
-        tiles = run(made, weights, table, cpu.Options("amx"))
-        assert np.array_equal(tiles, run(made, weights, table, cpu.Options("avx512")))
+    few = max(64, BLOCKS[format][0])  # a panel of two blocks, less than is unpacked ahead
+    for outputs, columns in ((83, 768), (8, few), (33, few)):
+        made, weights = linear_program({"w": random_tensor(random, format, outputs, columns)})
+        for rows in (5, 16, 31, 48, 400):
+            table = random.standard_normal((rows, columns), np.float32)
+            tiles = run(made, weights, table, cpu.Options("amx"))
+            assert np.array_equal(tiles, run(made, weights, table, cpu.Options("avx512")))
