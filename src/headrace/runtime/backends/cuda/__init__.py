@@ -114,6 +114,7 @@ class CUDABackend:
         self.graphs = Graphs([compile_op(op, self.model) for op in fused(program)], on.device)
         self.model.choices.close()
         self.model.staging.close()
+        self.samples = 0
         self.make_room(FEWEST_ROWS)
         self.make_sample_room(FEWEST_ROWS)
 
@@ -149,6 +150,7 @@ class CUDABackend:
             self.graphs.forget()
             shape = samples, model.program.vocabulary
             model.logits = torch.zeros(shape, dtype=torch.float32, device=model.device)
+            self.samples = samples
 
     def make_partial_room(self, step: Step) -> None:
         """Buffers for the partial results of the step's attention."""
@@ -305,6 +307,7 @@ class CUDABackend:
                 self.model.adapters.move(self.model.device)
                 self.resize(self.kv.blocks)
                 self.make_room(self.capacity)
+                self.make_sample_room(self.samples)
                 self.asleep.wait()
         except MemoryError:
             self.sleep()
