@@ -10,8 +10,6 @@ namespace {
 
 constexpr std::size_t kEnoughTasks = 4;  // of attention, a member: more need no splitting
 
-std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
-
 }  // namespace
 
 void Model::plan_attention(const Batch& batch) {

@@ -12,7 +12,15 @@ namespace {
 
 constexpr std::size_t kChunkColumns = 512;  // of a row, where a row is shared out
 
-std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
+// Tasks [first, last), of which each is a chunk of a row's columns: `work(row, begin, end)`.
+template <typename Work>
+void each_chunk(std::size_t width, std::size_t first, std::size_t last, Work&& work) {
+  const std::size_t across = chunks(width, kChunkColumns);
+  for (std::size_t task = first; task < last; ++task) {
+    const std::size_t column = task % across * kChunkColumns;
+    work(task / across, column, std::min(column + kChunkColumns, width));
+  }
+}
 
 }  // namespace
 
@@ -237,11 +245,9 @@ void Model::execute(const AnglesOp& op, std::size_t first, std::size_t last, int
 }
 
 void Model::execute(const QuantiseOp& op, std::size_t first, std::size_t last, int) {
-  const std::size_t width = op.buffer->width, across = chunks(width, kChunkColumns);
-  for (std::size_t task = first; task < last; ++task) {
-    const std::size_t column = task % across * kChunkColumns;
-    encode(*op.buffer, task / across, column, std::min(column + kChunkColumns, width));
-  }
+  each_chunk(op.buffer->width, first, last, [&](std::size_t row, std::size_t begin, std::size_t end) {
+    encode(*op.buffer, row, begin, end);
+  });
 }
 
 void Model::execute(const NormHeadsOp& op, std::size_t first, std::size_t last, int) {
@@ -259,24 +265,19 @@ void Model::execute(const NormHeadsOp& op, std::size_t first, std::size_t last, 
 }
 
 void Model::execute(const GateOp& op, std::size_t first, std::size_t last, int) {
-  const std::size_t width = op.out->width, across = chunks(width, kChunkColumns);
-  for (std::size_t task = first; task < last; ++task) {
-    const std::size_t row = task / across, column = task % across * kChunkColumns;
-    const std::size_t end = std::min(column + kChunkColumns, width);
-    const float* gate = op.source->row(row) + column;
-    kernels_.gate_multiply(op.out->row(row) + column, gate, gate + width, op.kind, end - column);
-    if (op.quantise) encode(*op.out, row, column, end);
-  }
+  const std::size_t width = op.out->width;
+  each_chunk(width, first, last, [&](std::size_t row, std::size_t begin, std::size_t end) {
+    const float* gate = op.source->row(row) + begin;
+    kernels_.gate_multiply(op.out->row(row) + begin, gate, gate + width, op.kind, end - begin);
+    if (op.quantise) encode(*op.out, row, begin, end);
+  });
 }
 
 void Model::execute(const ActivateOp& op, std::size_t first, std::size_t last, int) {
-  const std::size_t width = op.out->width, across = chunks(width, kChunkColumns);
-  for (std::size_t task = first; task < last; ++task) {
-    const std::size_t row = task / across, column = task % across * kChunkColumns;
-    const std::size_t end = std::min(column + kChunkColumns, width);
-    kernels_.activate(op.out->row(row) + column, op.source->row(row) + column, op.kind, end - column);
-    if (op.quantise) encode(*op.out, row, column, end);
-  }
+  each_chunk(op.out->width, first, last, [&](std::size_t row, std::size_t begin, std::size_t end) {
+    kernels_.activate(op.out->row(row) + begin, op.source->row(row) + begin, op.kind, end - begin);
+    if (op.quantise) encode(*op.out, row, begin, end);
+  });
 }
 
 void Model::execute(const PoolOp& op, std::size_t first, std::size_t last, int) {

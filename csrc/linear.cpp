@@ -18,8 +18,6 @@ constexpr std::size_t kPanelBytes = 24 * 1024;         // of packed weights that
 
 static_assert(kUnitRows == 2 * kPanelRows && kUnitRows == kFloatRows);
 
-std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
-
 std::size_t units(const Weight& weight) { return chunks(weight.rows, kUnitRows); }
 
 std::size_t units(const LinearOp& op, std::size_t parts) {

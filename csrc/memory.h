@@ -8,6 +8,9 @@
 
 namespace headrace {
 
+// Pieces of `size` that hold `count`.
+inline std::size_t chunks(std::size_t count, std::size_t size) { return (count + size - 1) / size; }
+
 // Zeroed, page-aligned, not copied. Pages come into being when first touched; large regions ask for
 // huge pages. Throws std::bad_alloc.
 class Region {

@@ -59,12 +59,7 @@ void multiply(const float* source, std::size_t stride, const float* weights, std
 
 template <Format FORMAT>
 inline Vector load_as(const std::uint8_t* weights, std::size_t i) {
-  if constexpr (FORMAT == Format::BF16) {
-    typedef std::uint16_t Words __attribute__((vector_size(kLanes * 2)));
-    Words words;
-    __builtin_memcpy(&words, weights + 2 * i, sizeof words);
-    return (Vector)(__builtin_convertvector(words, IntVector) << 16);
-  }
+  if constexpr (FORMAT == Format::BF16) return load_brains(reinterpret_cast<const std::uint16_t*>(weights) + i);
 #if defined(__AVX2__)
   if constexpr (FORMAT == Format::F16) return load_half(reinterpret_cast<const std::uint16_t*>(weights) + i);
 #endif

@@ -38,12 +38,10 @@ void read(Format format, const std::uint8_t* from, Values* out) {
     std::memcpy(out, from, sizeof *out);
     return;
   }
-  for (int p = 0; p < kParts; ++p) {
-    typedef std::uint16_t Words __attribute__((vector_size(kLanes * 2)));
-    Words words;
-    std::memcpy(&words, from + sizeof words * p, sizeof words);
+  const auto* words = reinterpret_cast<const std::uint16_t*>(from);
+  for (int p = 0; p < kParts; ++p, words += kLanes) {
     if (format == Format::BF16) {
-      out->part[p] = (Vector)(__builtin_convertvector(words, IntVector) << 16);
+      out->part[p] = load_brains(words);
       continue;
     }
     for (int i = 0; i < kLanes; ++i) out->part[p][i] = from_half(words[i]);

@@ -130,6 +130,13 @@ inline Vector power(Vector x) {
 // To about 1e-7 of 1.
 inline Vector tanh(Vector x) { return 1.0f - 2.0f / (exponential(x * 2.0f) + 1.0f); }
 
+inline Vector load_brains(const std::uint16_t* from) {
+  typedef std::uint16_t Words __attribute__((vector_size(kLanes * 2)));
+  Words words;
+  __builtin_memcpy(&words, from, sizeof words);
+  return (Vector)(__builtin_convertvector(words, IntVector) << 16);
+}
+
 // binary16 to float and back; to binary16 saturates at its largest value.
 #if defined(__AVX2__)
 inline Vector load_half(const std::uint16_t* from) {
