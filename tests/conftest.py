@@ -1,9 +1,10 @@
-"""Fixtures that several rooms share: the real model, a tiny one, a free port."""
+"""Fixtures that several rooms share: the real model, a tiny one, a port, fake upstreams."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import hypothesis
@@ -12,6 +13,7 @@ import pytest
 from headrace.registry.pull import pull
 from headrace.runtime.backends.devices import has_nvidia
 from tests.fakes.model import write_tiny_gguf
+from tests.fakes.upstream import FakeUpstream
 
 # Without a GPU, the CUDA backend's kernels run in Triton's interpreter. It is read wherever a
 # kernel is defined, Triton's own included: before anything imports Triton.
@@ -42,3 +44,15 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture
+async def first() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def second() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream

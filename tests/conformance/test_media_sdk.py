@@ -54,18 +54,6 @@ def form(request: Received) -> dict[str, bytes]:
 
 
 @pytest.fixture
-async def first() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def second() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
 async def gateway(
     first: FakeUpstream, second: FakeUpstream, tmp_path: Path
 ) -> AsyncIterator[Running]:

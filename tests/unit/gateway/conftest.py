@@ -13,18 +13,6 @@ from tests.fakes.upstream import FakeUpstream
 
 
 @pytest.fixture
-async def first() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def second() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
 async def gateway(
     first: FakeUpstream, second: FakeUpstream, tmp_path: Path
 ) -> AsyncIterator[Running]:
