@@ -136,14 +136,21 @@ bool Model::attend_part(const AttentionTile& tile, std::size_t index, std::size_
   return true;
 }
 
+// The last tiles see the most: they go first, so that no member is left with one at the end.
+const RowTile& Model::tile_rows(std::size_t index) const {
+  return step_.tiles[step_.tiles.size() - 1 - index / shape_.kv_heads];
+}
+
 void Model::execute(const AttentionOp& op, std::size_t first, std::size_t last, int member) {
   const std::size_t parts = step_.split.parts, width = op.heads / shape_.kv_heads * shape_.head_size;
   for (std::size_t task = first; task < last; ++task) {
-    // The last tiles see the most: they go first, so that no member is left with one at the end.
     const std::size_t index = task / parts, head = index % shape_.kv_heads;
-    const RowTile& rows = step_.tiles[step_.tiles.size() - 1 - index / shape_.kv_heads];
+    const RowTile& rows = tile_rows(index);
     if (op.rotation && rows.lone) rotate(*op.rotation, rows.begin, head, head + 1);
-    const AttentionTile tile = attention_tile(op, rows, head, member);
+    AttentionTile tile = attention_tile(op, rows, head, member);
+    const std::size_t later = index + 1 < step_.tiles.size() * shape_.kv_heads ? index + 1 : index;
+    const AttentionTile next = attention_tile(op, tile_rows(later), later % shape_.kv_heads, member);
+    if (parts == 1 && later != index && !tile_rows(later).given) tile.next = &next;
     if (rows.given) {
       if (task % parts) continue;
       kernels_.attention_brains(tile);

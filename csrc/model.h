@@ -95,6 +95,7 @@ class Model {
   std::size_t brain_rows() const;
   void plan_adapters(const Batch& batch);
   float* scratch_of(int member) const;
+  const RowTile& tile_rows(std::size_t index) const;  // of a task of attention
   AttentionTile attention_tile(const AttentionOp& op, const RowTile& tile, std::size_t head, int member) const;
   // Columns [first, last), multiples of 32, of a row, as its linear reads them.
   void encode(const Buffer& buffer, std::size_t row, std::size_t first, std::size_t last) const;

@@ -6,6 +6,7 @@
 // Sixteen queries, of a KV head's group and neighbouring rows, go through a span together.
 #include "attention.h"
 #include "codes.h"
+#include "few.h"
 #include "products.h"
 
 namespace headrace::HEADRACE_LEVEL {
@@ -41,18 +42,22 @@ struct Scratch {
   }
 };
 
+inline bool few(const AttentionTile& job) { return job.queries() <= kFewRows; }
+
 // One query to codes.
 void encode(const AttentionTile& job, std::size_t query, const Scratch& scratch) {
   const CacheShape& cache = job.cache;
-  const std::size_t group = static_cast<std::size_t>(job.group), width = cache.head_stride(), piece = cache.width.size;
+  const std::size_t group = static_cast<std::size_t>(job.group), width = cache.head_stride();
+  const std::size_t piece = few(job) ? width : cache.width.size;
+  const std::uint8_t bias = few(job) ? kFewBias : kQueryBias;
   const float* from = job.query + query / group * job.query_stride + query % group * cache.head_size;
   std::int8_t codes[2][kMaximumHead];
   const float scale = to_codes<2>(from, cache.head_size, codes[0], codes[1]);
   std::uint8_t* to = scratch.queries + query / kRows * scratch.query_tile + query % kRows * piece;
   for (std::size_t plane = 0; plane < 2; ++plane) {
-    for (std::size_t i = 0; i < width; ++i) codes[plane][i] ^= static_cast<std::int8_t>(kQueryBias);
-    for (std::size_t i = 0; i < cache.width.count; ++i) {
-      __builtin_memcpy(to + plane * kRows * width + i * kRows * piece, codes[plane] + i * piece, piece);
+    for (std::size_t i = 0; i < width; ++i) codes[plane][i] ^= static_cast<std::int8_t>(bias);
+    for (std::size_t i = 0; i < width; i += piece) {
+      __builtin_memcpy(to + plane * kRows * width + i * kRows, codes[plane] + i, piece);
     }
   }
   const float unit = job.cap != 0 ? 1 : kLog2E;
@@ -76,18 +81,49 @@ inline Panel panel_of(const CacheShape& cache, const std::uint8_t* first, std::s
   return {first + cache.panel_offset(index, 0, length), first + cache.panel_offset(index, 1, length)};
 }
 
-inline void fetch(const std::uint8_t* from, std::size_t bytes) {
-  for (std::size_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, 1);
-}
+// The keys, values and scales that come after those of a span, fetched a little with every product: a block is
+// scattered in memory, so the hardware cannot foresee it, and memory answers requests that come steadily sooner
+// than as many at once.
+class Ahead {
+ public:
+  // During `steps` calls.
+  Ahead(const AttentionTile& job, std::size_t end, std::size_t steps) {
+    const bool more = end < job.context;
+    job_ = more ? &job : job.next;
+    if (!job_) return;
+    const CacheShape& cache = job_->cache;
+    begin_ = more ? end : 0;
+    const std::size_t size = cache.span(), left = job_->context - begin_;
+    blocks_ = blocks_of(*job_, begin_, begin_ + (left < size ? left : size), 0, job_->queries());
+    const std::size_t lines = (blocks_.last - blocks_.first) * (cache.head_bytes() / kLine);
+    if (steps) share_ = (lines + steps - 1) / steps;
+  }
+  void fetch() {
+    for (std::size_t left = share_; left;) {
+      if (!lines_ && !next_block()) return;
+      const std::size_t count = left < lines_ ? left : lines_;
+      const std::uint8_t* at = at_;
+      for (std::size_t i = 0; i < count; ++i) __builtin_prefetch(at + i * kLine, 0, 2);
+      at_ = at + count * kLine, lines_ -= count, left -= count;
+    }
+  }
 
-// Fetch in advance: a block is scattered in memory, and the hardware cannot foresee it. While the keys of a
-// block are read, its values are on their way, and the keys of the next.
-inline void fetch_blocks(const Span& span, std::size_t block, std::size_t last) {
-  const CacheShape& cache = span.job.cache;
-  const std::size_t bytes = cache.head_entries() * cache.entry_bytes();
-  fetch(span.block(block) + cache.value_offset(span.job.kv_head), bytes);
-  if (block + 1 < last) fetch(span.block(block + 1) + cache.key_offset(span.job.kv_head), bytes);
-}
+ private:
+  static constexpr std::size_t kLine = 64;
+
+  bool next_block() {
+    if (blocks_.first >= blocks_.last) return false;
+    at_ = block_of(*job_, begin_ + blocks_.first++ * job_->cache.block_size) + job_->cache.key_offset(job_->kv_head);
+    lines_ = job_->cache.head_bytes() / kLine;
+    return true;
+  }
+
+  const AttentionTile* job_;
+  std::size_t begin_ = 0, share_ = 0;  // lines of a call
+  Blocks blocks_{};
+  const std::uint8_t* at_ = nullptr;
+  std::size_t lines_ = 0;  // left of a block
+};
 
 // value = 256 · upper + middle
 inline Vector join(const Sums& sums, std::size_t row) {
@@ -95,7 +131,7 @@ inline Vector join(const Sums& sums, std::size_t row) {
 }
 
 template <int PLANES>
-void score(const Span& span, Queries queries, Blocks blocks) {
+void score(const Span& span, Queries queries, Blocks blocks, Ahead& ahead) {
   const CacheShape& cache = span.job.cache;
   const std::size_t width = cache.head_stride(), panels = cache.lane_stride() / kCodeLanes;
   const std::size_t stride = cache.span_lanes(), first = blocks.first * panels, last = blocks.last * panels;
@@ -104,7 +140,7 @@ void score(const Span& span, Queries queries, Blocks blocks) {
   const float* scales = span.scratch.query_scales + queries.first;
   const auto begin = [&](auto parity, std::size_t i) {
     const std::uint8_t* block = span.block(i / panels);
-    if (queries.first == 0 && i % panels == 0) fetch_blocks(span, i / panels, blocks.last);
+    ahead.fetch();
     const Panel keys = panel_of(cache, block + cache.key_offset(span.job.kv_head), i % panels, width);
     start_queries<PLANES, decltype(parity)::value>(left, keys, cache.width, queries.count, span.scratch.sums);
   };
@@ -122,7 +158,8 @@ void score(const Span& span, Queries queries, Blocks blocks) {
 // the values' sums is worth.
 float soften(const Span& span, Queries queries, std::size_t row, Blocks blocks, const State& state) {
   const CacheShape& cache = span.job.cache;
-  const std::size_t lanes = cache.lane_stride(), piece = cache.lanes.size, query = queries.first + row;
+  const std::size_t lanes = cache.lane_stride(), query = queries.first + row;
+  const std::size_t piece = few(span.job) ? cache.span_lanes() : cache.lanes.size;
   float* scores = span.scratch.scores + row * cache.span_lanes();
   const Peak peak = mask(span.job, scores, span.scratch.value_scales, blocks, span.begin, query);
   const bool sees = peak.score > -__builtin_inff();
@@ -144,13 +181,14 @@ float soften(const Span& span, Queries queries, std::size_t row, Blocks blocks, 
 }
 
 template <int PLANES>
-void weigh(const Span& span, Queries queries, Blocks blocks, const float* units, float* out) {
+void weigh(const Span& span, Queries queries, Blocks blocks, const float* units, float* out, Ahead& ahead) {
   const CacheShape& cache = span.job.cache;
   const std::size_t width = cache.head_stride(), lanes = cache.lane_stride(), piece = cache.lanes.size;
   const std::size_t pieces = cache.lanes.count;
   const auto begin = [&](auto parity, std::size_t i) {
     clear<decltype(parity)::value>(span.scratch.sums);
     for (std::size_t b = blocks.first; b < blocks.last; ++b) {
+      ahead.fetch();
       const std::uint8_t* weights = span.scratch.weights + b * pieces * kRows * piece;
       const Left left = {weights, weights + span.scratch.weight_plane};
       const Panel values = panel_of(cache, span.block(b) + cache.value_offset(span.job.kv_head), i, lanes);
@@ -177,23 +215,52 @@ void gather_scales(const Span& span, Blocks blocks) {
 }
 
 template <int PLANES>
+void attend_many(const Span& span, std::size_t end, const State& state, Ahead& ahead) {
+  const AttentionTile& job = span.job;
+  configure(job.cache, job.queries() < kRows ? job.queries() : kRows);
+  for (std::size_t first = 0; first < job.queries(); first += kRows) {
+    const Queries queries = {first, job.queries() - first < kRows ? job.queries() - first : kRows};
+    const Blocks blocks = blocks_of(job, span.begin, end, first, queries.count);
+    float units[kRows];
+    score<PLANES>(span, queries, blocks, ahead);
+    for (std::size_t r = 0; r < queries.count; ++r) units[r] = soften(span, queries, r, blocks, state);
+    settle();
+    weigh<PLANES>(span, queries, blocks, units, state.out + first * job.cache.head_stride(), ahead);
+  }
+  release();
+}
+
+template <int PLANES, int ROWS>
+void attend_few(const Span& span, Blocks blocks, const State& state, Ahead& ahead) {
+  const CacheShape& cache = span.job.cache;
+  const Scratch& scratch = span.scratch;
+  const std::size_t width = cache.head_stride(), lanes = cache.span_lanes();
+  const auto fetch = [&] { ahead.fetch(); };
+  float units[ROWS];
+  score_few<PLANES, ROWS>(span.job, span.begin, blocks, {scratch.queries, scratch.queries + kRows * width, width},
+                          scratch.query_scales, scratch.scores, lanes, fetch);
+  for (std::size_t r = 0; r < ROWS; ++r) units[r] = soften(span, {0, ROWS}, r, blocks, state);
+  weigh_few<PLANES, ROWS>(span.job, span.begin, blocks, {scratch.weights, scratch.weights + scratch.weight_plane, lanes},
+                          units, state.out, fetch);
+}
+
+template <int PLANES>
 void attend(const AttentionTile& job, std::size_t begin, std::size_t end, float* memory) {
   const CacheShape& cache = job.cache;
   const Scratch scratch(job);
   const Span span = {job, scratch, begin};
   const State state(memory, job.queries(), cache.head_stride());
-  gather_scales(span, blocks_of(job, begin, end, 0, job.queries()));
-  configure(cache, job.queries() < kRows ? job.queries() : kRows);
-  for (std::size_t first = 0; first < job.queries(); first += kRows) {
-    const Queries queries = {first, job.queries() - first < kRows ? job.queries() - first : kRows};
-    const Blocks blocks = blocks_of(job, begin, end, first, queries.count);
-    float units[kRows];
-    score<PLANES>(span, queries, blocks);
-    for (std::size_t r = 0; r < queries.count; ++r) units[r] = soften(span, queries, r, blocks, state);
-    settle();
-    weigh<PLANES>(span, queries, blocks, units, state.out + first * cache.head_stride());
+  const Blocks blocks = blocks_of(job, begin, end, 0, job.queries());
+  const std::size_t products = (blocks.last - blocks.first) * (cache.lane_stride() + cache.head_stride()) / kCodeLanes;
+  Ahead ahead(job, end, padded16(job.queries()) / kRows * products);
+  gather_scales(span, blocks);
+  switch (job.queries()) {
+    case 1: return attend_few<PLANES, 1>(span, blocks, state, ahead);
+    case 2: return attend_few<PLANES, 2>(span, blocks, state, ahead);
+    case 3: return attend_few<PLANES, 3>(span, blocks, state, ahead);
+    case 4: return attend_few<PLANES, 4>(span, blocks, state, ahead);
+    default: return attend_many<PLANES>(span, end, state, ahead);
   }
-  release();
 }
 
 }  // namespace

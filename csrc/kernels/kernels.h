@@ -157,6 +157,7 @@ struct AttentionTile {
   std::size_t kv_head;
   const std::int32_t* table;  // block ids of the sequence
   float* scratch;             // attention_scratch() floats, at a multiple of 64 bytes
+  const AttentionTile* next = nullptr;  // whose keys and values are fetched meanwhile; or null
   std::size_t queries() const { return static_cast<std::size_t>(rows) * static_cast<std::size_t>(group); }
 };
 constexpr std::size_t kTileQueries = 48;  // rows · group at most, unless the group alone is larger

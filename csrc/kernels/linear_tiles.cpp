@@ -105,7 +105,8 @@ struct alignas(64) Stream {
 };
 static_assert(sizeof(Stream) <= sizeof(Scratch));
 
-constexpr std::size_t kAhead = 4096;  // bytes of weights
+// Bytes of weights from which on they are fetched to the L2 cache, and to the L1 cache.
+constexpr std::size_t kAhead = 3200, kNear = 960;
 
 template <int ODD>
 struct Parity {
@@ -308,7 +309,10 @@ struct Run {
   void unpack_next() {
     if (unpacked == count) return;
     const std::uint8_t* from = job.panel + unpacked * kBytes;
-    for (std::size_t line = 0; line < kBytes; line += 64) _mm_prefetch(from + kAhead + line, _MM_HINT_T1);
+    for (std::size_t line = 0; line < kBytes; line += 64) {
+      _mm_prefetch(from + kAhead + line, _MM_HINT_T1);
+      _mm_prefetch(from + kNear + line, _MM_HINT_T0);
+    }
     unpack_block<KIND>(from, stream.weights[unpacked % kRing], stream.scales[unpacked % kRing]);
     ++unpacked;
   }
