@@ -28,6 +28,12 @@ from .llamacpp import server_command
 from .protocol import Answer, Setup
 
 PATIENCE = 300.0  # seconds
+FAREWELL = 20.0  # seconds that a server has to end
+VLLM = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it leaves one processor to its front alone
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "HF_HUB_OFFLINE": "1",
+}
 SERVERS = ("headrace", "llamacpp", "vllm")
 
 
@@ -49,15 +55,20 @@ def serving(variant: Variant, environment: Path, setup: Setup) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=environment_variables(variant.engine, environment, setup.threads),
+        env=environment_variables(variant.engine, environment, setup.threads)
+        | (VLLM if variant.engine == "vllm" else {}),
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        asyncio.run(ready(url))
+        asyncio.run(ready(url, process))
         yield url
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        try:
+            process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def command(variant: Variant, environment: Path, setup: Setup, port: int) -> list[str]:
@@ -79,8 +90,8 @@ def command(variant: Variant, environment: Path, setup: Setup, port: int) -> lis
     return [*served, "--model", setup.model, "--no-enable-prefix-caching", *words]
 
 
-async def ready(url: str) -> None:
-    """Return when a server answers that it is healthy."""
+async def ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Return when a server answers that it is healthy. Raises RuntimeError where it ended."""
     async with aiohttp.ClientSession() as session, asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -89,6 +100,8 @@ async def ready(url: str) -> None:
                         return
             except aiohttp.ClientConnectionError:
                 pass
+            if process.poll() is not None:
+                raise RuntimeError(f"a server ended before it answered: {process.args!r}")
             await asyncio.sleep(0.02)
 
 
