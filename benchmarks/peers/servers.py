@@ -107,7 +107,8 @@ async def ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 async def played(url: str, calls: Sequence[Call], at_once: int = sys.maxsize) -> list[Answer]:
     """The calls at their times, at most `at_once` together; times since the first one's start."""
-    connector = aiohttp.TCPConnector(limit=0)
+    # a connection for each: some servers close one that they have answered on
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         async with session.get(f"{url}/v1/models") as response:
