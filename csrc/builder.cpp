@@ -3,7 +3,6 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "crossover.h"
 #include "model.h"
 
 namespace headrace {
@@ -78,11 +77,11 @@ void Buffer::grow(std::size_t rows) {
   }
 }
 
-Model::Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads)
+Model::Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads, std::size_t tile_crossover)
     : shape_(shape),
       kernels_(kernels),
       exact_(exact || !kernels.integer),
-      tile_crossover_(exact_ ? kTileRows + 1 : tile_crossover(kernels)),
+      tile_crossover_(exact_ || !kernels.tile_panels ? kTileRows + 1 : tile_crossover),
       cache_shape_(cache_shape(shape, kernels, exact_)),
       cache_(product(product(shape.blocks, shape.layers), cache_shape_.block_bytes())),
       scratch_floats_(kFloatScratch),

@@ -23,8 +23,8 @@ struct ModelShape {
 // weights are named by their index. Builders throw std::invalid_argument on shapes that do not fit.
 class Model {
  public:
-  // `exact`: float32 activations and KV, no integer kernels.
-  Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads);
+  // `exact`: float32 activations and KV, no integer kernels. `tile_crossover`: of crossover.h.
+  Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads, std::size_t tile_crossover);
 
   std::size_t add_buffer(std::size_t width);
   // `data` must stay readable until the model goes.
