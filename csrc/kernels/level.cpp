@@ -62,6 +62,7 @@ const Kernels kKernels = {
 #endif
     .largest = largest,
     .log_sum_exp = log_sum_exp,
+    .mass = mass,
     .round_blocks = round_blocks,
 };
 
