@@ -83,6 +83,9 @@ class Model {
   void fuse_gates();
   void fuse_rotations();
   std::string attention_name() const;
+  std::string product_name(const Weight& weight, bool given) const;
+  // Whether integer products of many rows with a weight are the tiles' work.
+  bool uses_tiles(const Weight& weight) const { return tile_crossover_ <= kTileRows && weight.columns >= 2 * kBlock; }
   void check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const;
 
   BatchLimits limits() const;

@@ -220,6 +220,7 @@ constexpr std::size_t kAdapterScratch = kAdapterRows * kMaximumRank;
 
 struct Kernels {
   const char* level;
+  const char* vectors;  // what computes floats
   const char* integer;  // how bytes are multiplied; null: there are no integer kernels
   void (*norm)(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
                bool accumulate, std::size_t width);
@@ -243,8 +244,8 @@ struct Kernels {
   void (*float_panel)(const FloatPanel&);
   void (*adapt)(const LowRankRows&);
   void (*rotate_and_write)(const RotateRow&);
-  // Whether attention reads codes; where not, the cache holds 16-bit entries as binary16.
-  bool codes;
+  // How attention multiplies codes; null: it reads none, and the cache holds 16-bit entries as binary16.
+  const char* codes;
   // Before the parts: the queries, in `scratch`.
   void (*attention_prepare)(const AttentionTile&);
   // Attention over the positions [begin, end), a whole span or the context's rest, into `state`.

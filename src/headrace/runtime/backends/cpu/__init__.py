@@ -135,8 +135,9 @@ class CPUBackend:
     def kernels(self) -> Mapping[str, str]:
         """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni, 12-bit activations"."""
         found = dict(self.model.kernels())
-        if "linear F16" in found:
-            found["linear E4M3"] = f"{found['linear F16']}, widened to F16"
+        for op in ("linear", "logits"):
+            if f"{op} F16" in found:
+                found[f"{op} E4M3"] = f"{found[f'{op} F16']}, widened to F16"
         return found
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
