@@ -1,11 +1,15 @@
 """Headrace beside other engines on this machine's processors: the same work, in turn.
 
     python benchmarks/cpu_peers.py --models DIR --peer llamacpp=DIR/llamacpp --peer vllm=DIR/vllm \\
-        [--model smollm2-q4_1] [--only stream ttft batch16 ...] [--output cpu_peers]
+        [--model smollm2-q4_1] [--only stream ttft batch16 ...] [--beside "fa off" int4 ...] \\
+        [--output cpu_peers]
 
 `benchmarks/peers/setup.sh DIR` makes the environments and the models; nothing is installed here. A
 peer whose environment is not given, or a model that is not there, is left out. `--only` with a name
-repeats one group of columns in about a minute.
+repeats one group of columns, `--beside` runs only those peers whose name has one of these texts. So
+a table can be made by runs of a minute or two with one `--output`: a figure takes the place of the
+same variant's, and a ratio is always of two figures of one run. The load of the server column is
+that of the best peer known by then: begin with that one.
 
 All run as many threads as this process has processors, and answer prompts of random tokens, new
 ones each time, by exactly the same number of tokens, greedily. The engines take turns (A B C, A B
@@ -13,9 +17,10 @@ C, ...), the figures are medians over the rounds. An engine with several setting
 several forms of the model, is given the best of them in each column. What each ran is printed.
 
 The share beside a figure says what is left: for a stream, the bytes of the weights times the tokens
-per second over the read bandwidth measured here (KV is not counted); for a first token, the
-prompt's multiplications over the rate of int8 products that torch reaches here, where the
-environment of `transformers` is given.
+per second over the read bandwidth measured here (KV is not counted; where a last cache holds the
+weights it can pass 100%); for a first token, the prompt's multiplications over the rate of int8
+products that torch reaches here (AMX, where there is one), in the first environment that has it.
+That of bfloat16, which several of the engines compute prompts in, is printed beside it.
 """
 
 from __future__ import annotations
@@ -23,10 +28,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -37,8 +43,8 @@ from peers.catalogue import MODELS, Variant, present, weight_bytes
 from peers.driver import Driver, started
 from peers.figures import MEMORY, NEW, SATURATION, START, TIMED, UNDER_LOAD, Column, Shape
 from peers.protocol import Setup
-from peers.rates import int8_rate, matrix_weights, read_bandwidth
-from peers.report import lines, row
+from peers.rates import Products, matrix_weights, product_rates, read_bandwidth
+from peers.report import OURS, lines, merged, ours, row
 from peers.servers import SERVERS
 from setting import RESULTS, keep, setting
 
@@ -49,7 +55,6 @@ ALONE, MANY = (1, 2304), (32, 288)  # sequences, tokens of each
 WARM, OPENING, MEMORABLE = Shape(1, 32, 8, 1), Shape(1, 32, 1, 1), Shape(1, 512, NEW, 1)
 REQUESTS = 48  # of a round with a server
 LOAD = 0.7  # of what the best peer can do
-OURS = "headrace"
 SERVED = (*SERVERS, "openvino")  # the last in its own process: it has no server
 
 
@@ -64,11 +69,16 @@ class Bench:
     threads: int = field(default_factory=usable_processors)
     dice: random.Random = field(default_factory=random.Random)
     found: dict[Column, dict[Variant, list[float]]] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)  # what each variant says of itself
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each variant ran as
+    known: float = 0.0  # tokens per second of the best peer's server in earlier runs
 
-    def start(self, variant: Variant, size: tuple[int, int]) -> AbstractContextManager[Driver]:
+    @contextmanager
+    def start(self, variant: Variant, size: tuple[int, int]) -> Iterator[Driver]:
         """A driver of a variant, with room for (sequences, tokens of each)."""
-        return started(variant.engine, self.environments[variant.engine], self.setup(variant, size))
+        setup = self.setup(variant, size)
+        with started(variant.engine, self.environments[variant.engine], setup) as driver:
+            self.about[variant.name].update(driver.about)
+            yield driver
 
     def setup(self, variant: Variant, size: tuple[int, int]) -> Setup:
         """What a variant loads."""
@@ -83,15 +93,15 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine can do, measured: bytes read a second, int8 operations a second."""
+    """What this machine can do, measured: bytes read a second, products' operations a second."""
 
     threads: int
     bandwidth: float
-    int8: float | None
+    products: Products | None
 
     def __str__(self) -> str:
-        products = f", int8 products {self.int8 / 1e12:.2f} Top/s" if self.int8 else ""
-        return f"{self.threads} threads, reads {self.bandwidth / 1e9:.1f} GB/s{products}"
+        found = f"{self.threads} threads, reads {self.bandwidth / 1e9:.1f} GB/s"
+        return f"{found}, products {self.products}" if self.products else found
 
     def limit(self, column: Column, size: int, weights: int) -> float | None:
         """The best that a column's figure could be; None where nothing says.
@@ -100,31 +110,36 @@ class Machine:
         """
         if column.group == "stream":
             return self.bandwidth / size
-        if column.group == "ttft" and self.int8:
-            return 1e3 * 2 * weights * TIMED[column][0].length / self.int8
+        if column.group == "ttft" and self.products:
+            return 1e3 * 2 * weights * TIMED[column][0].length / self.products.int8
         return None
 
 
 def main() -> None:
     """Measure and print."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends, too
     arguments = parse()
     about = setting()
     environments = {OURS: Path(sys.prefix)}
     environments |= {name: Path(path) for name, _, path in map(split, arguments.peer)}
     bench = Bench([], arguments.models, environments, arguments.rounds)
     for variant, lacking in present(arguments.model, arguments.models, environments):
+        if not chosen(variant, arguments.beside):
+            continue
         if lacking:
             print(f"left out: {variant.name}: {lacking}")
         else:
             bench.variants.append(variant)
+            bench.about[variant.name] = {"command": about["command"]}
     machine = Machine(
         bench.threads,
         read_bandwidth(bench.threads),
-        int8_rate(environments["transformers"], bench.threads)
-        if "transformers" in environments
-        else None,
+        product_rates(environments.values(), bench.threads),
     )
     print(f"{about['processor']}, load {about['load']:.1f}, {machine}")
+    earlier = results(arguments.output).get(arguments.model, {})
+    saturated = earlier.get(SATURATION.name, {}).get("figures", {})
+    bench.known = max((saturated[name] for name in saturated if not ours(name)), default=0.0)
     for group in arguments.only:
         MEASURES.get(group, columns)(bench, group)
     rows = report(bench, machine, matrix_weights(arguments.models / bench.variants[0].file))
@@ -133,6 +148,11 @@ def main() -> None:
     if arguments.output:
         ran = {"setting": about, "machine": asdict(machine), "rounds": bench.rounds}
         added(arguments.output, arguments.model, rows, {**ran, "engines": bench.about})
+
+
+def chosen(variant: Variant, texts: Sequence[str]) -> bool:
+    """Whether a variant is to run: ours is always; a peer, where its name has one of the texts."""
+    return ours(variant.name) or not texts or any(text in variant.name for text in texts)
 
 
 def report(bench: Bench, machine: Machine, weights: int) -> list[dict[str, Any]]:
@@ -151,12 +171,20 @@ def report(bench: Bench, machine: Machine, weights: int) -> list[dict[str, Any]]
     return rows
 
 
-def added(name: str, model: str, rows: list[dict[str, Any]], ran: dict[str, Any]) -> None:
-    """Keep rows in the file of results, in the place of those that it had of the same columns."""
+def results(name: str | None) -> dict[str, Any]:
+    """What the file of results of this name keeps."""
     path = RESULTS / f"{name}.json"
-    content = json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text()) if name and path.exists() else {}
+
+
+def added(name: str, model: str, rows: list[dict[str, Any]], ran: dict[str, Any]) -> None:
+    """Keep rows in the file of results, beside what it has of variants that did not run now."""
+    content = results(name)
+    columns = content.setdefault(model, {})
     for made in rows:
-        content.setdefault(model, {})[made["column"]] = {**made, "ran": ran}
+        before = columns.get(made["column"], {})
+        engines = before.get("ran", {}).get("engines", {}) | ran["engines"]
+        columns[made["column"]] = merged(before, made) | {"ran": ran | {"engines": engines}}
     keep(name, content)
 
 
@@ -172,6 +200,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer", action="append", default=[], help="ENGINE=ENVIRONMENT")
     parser.add_argument("--model", choices=MODELS, default="smollm2-q4_1")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS)
+    parser.add_argument("--beside", nargs="+", default=(), help="texts that peers' names have")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", help="name of a file in benchmarks/results")
     return parser.parse_args()
@@ -191,7 +220,6 @@ def columns(bench: Bench, group: str) -> None:
         for variant in bench.variants:
             size = MANY if group.startswith("batch") else ALONE
             drivers[variant] = stack.enter_context(bench.start(variant, size))
-            bench.about[variant.name] = drivers[variant].about
             print(f"{variant.name}: {drivers[variant].about}")
             drivers[variant].ask(WARM.draw(bench.dice))
         for column, (shape, figure) in wanted.items():
@@ -228,13 +256,12 @@ def server(bench: Bench, group: str) -> None:
                 plays[variant] = running(stack, variant, place, setup)
         for variant, play in plays.items():
             bench.note(SATURATION, variant, saturation(play, REQUESTS, bench.dice))
-        most = max(
-            rounds[0] for one, rounds in bench.found[SATURATION].items() if one.engine != OURS
-        )
+        found = bench.found[SATURATION].items()
+        most = max([bench.known, *(rounds[0] for one, rounds in found if one.engine != OURS)])
         rate = LOAD * most / NEW
-        bench.about["arrivals a second"] = rate
         for variant in turns(bench):
-            if variant in plays:
+            if variant in plays and rate:
+                bench.about[variant.name]["arrivals a second"] = round(rate, 2)
                 figures = under_load(plays[variant], REQUESTS, rate, bench.dice)
                 for column, figure in zip(UNDER_LOAD, figures, strict=True):
                     bench.note(column, variant, figure)

@@ -3,7 +3,6 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "crossover.h"
 #include "model.h"
 
 namespace headrace {
@@ -78,11 +77,11 @@ void Buffer::grow(std::size_t rows) {
   }
 }
 
-Model::Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads)
+Model::Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads, std::size_t tile_crossover)
     : shape_(shape),
       kernels_(kernels),
       exact_(exact || !kernels.integer),
-      tile_crossover_(exact_ ? kTileRows + 1 : tile_crossover(kernels)),
+      tile_crossover_(exact_ || !kernels.tile_panels ? kTileRows + 1 : tile_crossover),
       cache_shape_(cache_shape(shape, kernels, exact_)),
       cache_(product(product(shape.blocks, shape.layers), cache_shape_.block_bytes())),
       scratch_floats_(kFloatScratch),
@@ -379,31 +378,35 @@ void Model::fuse_rotations() {
 
 // What computes attention, and how KV lies.
 std::string Model::attention_name() const {
-  const std::string level = kernels_.level;
+  const std::string vectors = kernels_.vectors;
+  const bool brains = kernels_.attention_brains && !exact_ && widens(cache_shape_);
+  const std::string codes = (brains ? "amx-bf16 for prompts, else " : "") + (kernels_.codes ? kernels_.codes : vectors);
   switch (cache_shape_.entry) {
-    case Entry::Float32: return level + ", float32 KV";
-    case Entry::Float16: return level + ", float16 KV";
-    case Entry::Codes16: return level + "-int8, 16-bit KV";
-    case Entry::Codes8: return (kernels_.codes && !exact_ ? level + "-int8" : level) + ", int8 KV";
+    case Entry::Float32: return vectors + ", float32 KV";
+    case Entry::Float16: return vectors + ", float16 KV";
+    case Entry::Codes16: return codes + ", 16-bit KV";
+    case Entry::Codes8: return (exact_ ? vectors : codes) + ", int8 KV";
   }
-  return level;
+  return vectors;
+}
+
+// What multiplies by a weight; `given`: whether rows of given tokens are among those that it meets.
+std::string Model::product_name(const Weight& weight, bool given) const {
+  std::string name = given && weight.brains ? "amx-bf16 for prompts, " : "";
+  if (weight.packed && uses_tiles(weight)) name += "amx-int8 from " + std::to_string(tile_crossover_) + " rows on, ";
+  if (!name.empty()) name += "else ";
+  return name + (weight.packed ? kernels_.integer : kernels_.vectors + std::string("-float32"));
 }
 
 std::map<std::string, std::string> Model::kernel_names() const {
-  const std::string level = kernels_.level;
-  std::map<std::string, std::string> names = {{"attention", attention_name()},
-                                              {"norm", level}};
-  if (!exact_ && kernels_.tile_panels) {
-    const bool ever = tile_crossover_ <= kTileRows;
-    names["linear tiles"] = ever ? "from " + std::to_string(tile_crossover_) + " rows on" : "never quicker here";
-  }
+  std::map<std::string, std::string> names = {{"attention", attention_name()}, {"norm", kernels_.vectors}};
   for (const Op& op : ops_) {
-    if (const auto* linear = std::get_if<LinearOp>(&op)) {
-      for (const LinearPart& part : linear->parts) {
-        const std::string format = size_of(part.weight->format).name;
-        const std::string floats = (part.weight->brains ? "amx-bf16 for prompts, " : "") + level + "-float32";
-        names["linear " + format] = part.weight->packed ? kernels_.integer : floats;
-      }
+    const auto* linear = std::get_if<LinearOp>(&op);
+    if (!linear) continue;
+    const bool logits = linear->out == logits_;
+    for (const LinearPart& part : linear->parts) {
+      const std::string format = size_of(part.weight->format).name;
+      names[(logits ? "logits " : "linear ") + format] = product_name(*part.weight, by_token(*linear->source));
     }
   }
   return names;

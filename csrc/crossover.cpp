@@ -27,7 +27,10 @@ double seconds(Work work) {
   return best;
 }
 
-std::size_t measure(const Kernels& kernels) {
+}  // namespace
+
+std::size_t measure_crossover(const Kernels& kernels) {
+  if (!kernels.tile_panels) return kTileRows + 1;
   constexpr std::size_t kBlocks = kColumns / kBlock;
   const Region panel(kBlocks * static_cast<std::size_t>(panel_block_bytes(PanelKind::Q4Min)));
   const Region codes(kTileRows * kColumns * kPlanes), blocks(kTileRows * kBlocks * sizeof(ActivationBlock));
@@ -42,14 +45,6 @@ std::size_t measure(const Kernels& kernels) {
   };
   std::size_t rows = kTileRows + 1;
   while (rows > 1 && quicker(rows - 1)) --rows;
-  return rows;
-}
-
-}  // namespace
-
-std::size_t tile_crossover(const Kernels& kernels) {
-  if (!kernels.tile_panels) return kTileRows + 1;
-  static const std::size_t rows = measure(kernels);  // one level has tiles
   return rows;
 }
 

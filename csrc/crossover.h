@@ -7,8 +7,8 @@
 
 namespace headrace {
 
-// Rows of a tile (1 to 16) from which on tile_panel is quicker than integer_panel on this machine; 17:
-// never. Measured once in a process, in about a millisecond. Results do not depend on it: both are equal.
-std::size_t tile_crossover(const Kernels& kernels);
+// Rows of a tile (1 to 16) from which on tile_panels is quicker than integer_panels on this machine; 17:
+// never. Takes a millisecond or two. Results do not depend on it: both are equal.
+std::size_t measure_crossover(const Kernels& kernels);
 
 }  // namespace headrace

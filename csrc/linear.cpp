@@ -161,7 +161,7 @@ void Model::in_integers(const LinearOp& op, const Columns& columns, RowRange row
   RowRange tiles = {std::min(chunks(rows.begin, kTileRows) * kTileRows, rows.end), rows.end};
   const std::size_t rest = (tiles.end - tiles.begin) % kTileRows;
   if (rest < tile_crossover_) tiles.end -= rest;
-  if (tile_crossover_ > kTileRows || weight.columns < 2 * kBlock) tiles.end = tiles.begin;
+  if (!uses_tiles(weight)) tiles.end = tiles.begin;
   if (rows.begin < tiles.begin) kernels_.integer_panels(job({rows.begin, tiles.begin}));
   if (tiles.begin < tiles.end) kernels_.tile_panels(job(tiles), scratch_of(member));
   if (tiles.end < rows.end) kernels_.integer_panels(job({tiles.end, rows.end}));

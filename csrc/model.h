@@ -23,8 +23,8 @@ struct ModelShape {
 // weights are named by their index. Builders throw std::invalid_argument on shapes that do not fit.
 class Model {
  public:
-  // `exact`: float32 activations and KV, no integer kernels.
-  Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads);
+  // `exact`: float32 activations and KV, no integer kernels. `tile_crossover`: of crossover.h.
+  Model(const ModelShape& shape, const Kernels& kernels, bool exact, int threads, std::size_t tile_crossover);
 
   std::size_t add_buffer(std::size_t width);
   // `data` must stay readable until the model goes.
@@ -83,6 +83,9 @@ class Model {
   void fuse_gates();
   void fuse_rotations();
   std::string attention_name() const;
+  std::string product_name(const Weight& weight, bool given) const;
+  // Whether integer products of many rows with a weight are the tiles' work.
+  bool uses_tiles(const Weight& weight) const { return tile_crossover_ <= kTileRows && weight.columns >= 2 * kBlock; }
   void check_heads(const Buffer& qkv, std::size_t layer, std::size_t heads) const;
 
   BatchLimits limits() const;

@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "crossover.h"
 #include "model.h"
 #include "names.h"
 #include "sources_digest.h"  // made by the build
@@ -137,13 +138,14 @@ struct Flight {
 // A model with what Python needs around it: the arrays it reads, a lock, the process it belongs to.
 class Bound {
  public:
-  Bound(nb::handle program, nb::handle kv, const std::string& level, bool precise, int threads) : process_(getpid()) {
+  Bound(nb::handle program, nb::handle kv, const std::string& level, bool precise, int threads, std::size_t tile_crossover)
+      : process_(getpid()) {
     if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must be 1 to 1024");
     const ModelShape shape = {natural(kv, "blocks"),         natural(kv, "block_size"),   natural(program, "vocabulary"),
                               natural(program, "layers"),    natural(program, "kv_heads"), natural(program, "head_size"),
                               in_bytes(kv)};
     if (!shape.vocabulary || shape.vocabulary >> 31) throw std::invalid_argument("vocabulary must be 1 to 2^31");
-    model_ = std::make_unique<Model>(shape, find_level(level), precise, threads);
+    model_ = std::make_unique<Model>(shape, find_level(level), precise, threads, tile_crossover);
   }
 
   ~Bound() { drop(); }
@@ -358,13 +360,14 @@ NB_MODULE(_native, m) {
     for (const Kernels* level : available_levels()) names.emplace_back(level->level);
     return names;
   });
+  m.def("measure_crossover", [](const std::string& level) { return measure_crossover(find_level(level)); }, "level"_a);
   m.def("round_blocks", &round_blocks, "level"_a, "source"_a, "data"_a, "format"_a, "out"_a);
   using Index = std::size_t;
   using Several = std::vector<std::size_t>;
   nb::class_<Flight>(m, "Flight");
   nb::class_<Bound>(m, "Model")
-      .def(nb::init<nb::handle, nb::handle, const std::string&, bool, int>(), "program"_a, "kv"_a, "level"_a,
-           "precise"_a, "threads"_a)
+      .def(nb::init<nb::handle, nb::handle, const std::string&, bool, int, std::size_t>(), "program"_a, "kv"_a,
+           "level"_a, "precise"_a, "threads"_a, "tile_crossover"_a)
       .def("buffer", [](Bound& self, Index width) { return self.model().add_buffer(width); })
       .def("weight", &Bound::weight, "format"_a, "rows"_a, "columns"_a, "data"_a)
       .def("embed", [](Bound& self, Index out, Index table, float scale) { self.model().embed(out, table, scale); })

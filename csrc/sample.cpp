@@ -1,13 +1,18 @@
-// Sampling without sorting the vocabulary: the most likely candidates are sorted in growing portions
-// until the cut and the chosen token lie within them.
+// Sampling without sorting the vocabulary: of the candidates near the most likely one, as many as the
+// choice can fall on, the likeliest are sorted in growing portions until cut and choice lie within them.
 #include "sample.h"
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace headrace {
 
 namespace {
+
+// How far below the largest logit candidates are looked for at first, in temperatures; and from where on
+// that is given up for all there are.
+constexpr float kNear = 4, kFar = 100;
 
 bool likelier(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
@@ -34,12 +39,12 @@ class Ranked {
   std::size_t sorted_ = 0;
 };
 
-// Those that can be chosen. A logit that is no number is none of them: it would break the order that
+// Those of at least `floor`. A logit that is no number is none of them: it would break the order that
 // sorting relies on.
-std::size_t list(const float* logits, std::size_t count, Candidate* out) {
+std::size_t list(const float* logits, std::size_t count, float floor, Candidate* out) {
   std::size_t found = 0;
   for (std::size_t i = 0; i < count; ++i) {
-    if (logits[i] > -INFINITY) out[found++] = {logits[i], static_cast<std::int32_t>(i)};
+    if (logits[i] >= floor) out[found++] = {logits[i], static_cast<std::int32_t>(i)};
   }
   return found;
 }
@@ -71,21 +76,46 @@ const float* edit(const float* logits, std::size_t count, const Sampling& sampli
   return out;
 }
 
-// A token by the row's cuts and its place on the cumulative distribution.
-std::int32_t draw(const float* logits, std::size_t count, const SamplingRow& row, Candidate* candidates) {
-  std::size_t kept = list(logits, count, candidates);
+// How likely a candidate is beside the one of the logit `top`.
+struct Mass {
+  float top, temperature;
+
+  double operator()(const Candidate& candidate) const {
+    return std::exp(static_cast<double>((candidate.logit - top) / temperature));
+  }
+};
+
+// The likeliest candidates, in no order: as many as are `enough`, or all there are.
+template <typename Enough>
+std::size_t gather(const float* logits, std::size_t count, const Mass& mass, Candidate* out, Enough enough) {
+  for (float depth = kNear; depth < kFar; depth *= 2) {
+    const std::size_t found = list(logits, count, mass.top - depth * mass.temperature, out);
+    if (enough(found, static_cast<double>(depth))) return found;
+  }
+  return list(logits, count, std::numeric_limits<float>::lowest(), out);
+}
+
+// A token by the row's cuts and its place on the cumulative distribution; `top`: the largest logit.
+std::int32_t draw(const Kernels& kernels, const float* logits, std::size_t count, float top, const SamplingRow& row,
+                  Candidate* candidates) {
+  const Mass mass{top, row.temperature};
+  const bool counted = row.top_k > 0 && static_cast<std::size_t>(row.top_k) < count;
+  const std::size_t most = counted ? static_cast<std::size_t>(row.top_k) : count;
+  const double least = static_cast<double>(row.min_p), share = static_cast<double>(row.top_p);
+  double total = counted ? 0 : kernels.mass(logits, count, top, row.temperature);
+  std::size_t kept = gather(logits, count, mass, candidates, [&](std::size_t found, double depth) {
+    if (counted) return found >= most;
+    if (share >= 1 && least > 0) return std::exp(-0.99 * depth) < least;
+    double reached = 0;
+    const double reach = total * (share < 1 ? share : static_cast<double>(row.uniform));
+    for (std::size_t i = 0; i < found && reached <= reach; ++i) reached += mass(candidates[i]);
+    return reached > reach;
+  });
   if (!kept) return 0;  // nothing is allowed
   Ranked ranked(candidates, kept);
-  const float top = ranked[0].logit;
-  const auto mass = [&](const Candidate& candidate) {
-    return std::exp(static_cast<double>((candidate.logit - top) / row.temperature));
-  };
-  double total = 0;
-  if (row.top_k > 0 && static_cast<std::size_t>(row.top_k) < kept) {
-    kept = static_cast<std::size_t>(row.top_k);
+  if (counted) {
+    kept = std::min(kept, most);
     for (std::size_t i = 0; i < kept; ++i) total += mass(ranked[i]);
-  } else {
-    for (std::size_t i = 0; i < kept; ++i) total += mass(candidates[i]);
   }
   // The likeliest that satisfy `more`, given the mass before them and their own; never none.
   const auto cut = [&](auto more) {
@@ -99,11 +129,11 @@ std::int32_t draw(const float* logits, std::size_t count, const SamplingRow& row
     kept = size;
     total = reached;
   };
-  if (row.top_p < 1) {
-    const double wanted = static_cast<double>(row.top_p) * total;
+  if (share < 1) {
+    const double wanted = share * total;
     cut([&](double reached, double) { return reached < wanted; });
   }
-  if (row.min_p > 0) cut([&](double, double weight) { return weight >= static_cast<double>(row.min_p); });
+  if (least > 0) cut([&](double, double weight) { return weight >= least; });
   const double target = static_cast<double>(row.uniform) * total;
   double reached = 0;
   std::size_t chosen = 0;
@@ -127,10 +157,11 @@ void sample(const Kernels& kernels, const float* logits, std::size_t count, cons
     *out.token = row.target;
   } else {
     const float* edited = edit(logits, count, sampling, index, scratch.edited);
+    const std::size_t likeliest = edited == logits ? best : kernels.largest(edited, count);
     if (row.temperature > 0) {
-      *out.token = draw(edited, count, row, scratch.candidates);
+      *out.token = draw(kernels, edited, count, edited[likeliest], row, scratch.candidates);
     } else {
-      *out.token = static_cast<std::int32_t>(edited == logits ? best : kernels.largest(edited, count));
+      *out.token = static_cast<std::int32_t>(likeliest);
     }
   }
   *out.logprob = logits[*out.token] - normaliser;

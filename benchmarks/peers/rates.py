@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -17,19 +19,31 @@ from headrace.runtime.models.program import Linear
 READ = 1 << 28  # bytes a thread reads, far past any cache of one core
 ROUNDS = 5
 
-# int8 products of the size that prefill has, by torch's matmul (oneDNN, AMX where there is one)
-INT8 = """
+# products of the size that prefill has, by torch's matmul (oneDNN, AMX where there is one)
+PRODUCTS = """
 import sys, time, torch
 torch.set_num_threads(int(sys.argv[1]))
 a = torch.randint(-9, 9, (1024, 4096), dtype=torch.int8)
 b = torch.randint(-9, 9, (4096, 4096), dtype=torch.int8)
-best = 1e9
-for _ in range(20):
-    began = time.perf_counter()
-    torch._int_mm(a, b)
-    best = min(best, time.perf_counter() - began)
-print(2 * 1024 * 4096 * 4096 / best)
+for work in (lambda: torch._int_mm(a, b), lambda c=a.bfloat16(), d=b.bfloat16(): c @ d):
+    best = 1e9
+    for _ in range(20):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    print(2 * 1024 * 4096 * 4096 / best)
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Operations a second, a multiplication and an addition each, with factors of these types."""
+
+    int8: float
+    bfloat16: float
+
+    def __str__(self) -> str:
+        return f"{self.int8 / 1e12:.2f} Top/s of int8, {self.bfloat16 / 1e12:.2f} of bfloat16"
 
 
 def read_bandwidth(threads: int) -> float:
@@ -44,10 +58,14 @@ def read_bandwidth(threads: int) -> float:
     return median(found)
 
 
-def int8_rate(environment: Path, threads: int) -> float:
-    """Operations a second of int8 products, a multiplication and an addition each."""
-    command = [str(environment / "bin" / "python"), "-c", INT8, str(threads)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def product_rates(environments: Iterable[Path], threads: int) -> Products | None:
+    """What torch reaches, in the first of some environments that has it."""
+    for environment in environments:
+        command = [str(environment / "bin" / "python"), "-c", PRODUCTS, str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return Products(*map(float, done.stdout.split()))
+    return None
 
 
 def matrix_weights(model: Path) -> int:

@@ -11,13 +11,16 @@ from .figures import Column
 OURS = "headrace"
 
 
-def best(column: Column, found: Mapping[Variant, float], ours: bool) -> Variant | None:
-    """The variant with the best figure, of ours or of the others."""
+def ours(name: str) -> bool:
+    """Whether a variant of this name is of our engine."""
+    return name.startswith(OURS)
+
+
+def best(column: Column, found: Mapping[Variant, float]) -> Variant | None:
+    """Our variant with the best figure."""
     chosen = None
     for variant, figure in found.items():
-        if (variant.engine == OURS) == ours and (
-            chosen is None or column.better(figure, found[chosen])
-        ):
+        if variant.engine == OURS and (chosen is None or column.better(figure, found[chosen])):
             chosen = variant
     return chosen
 
@@ -25,21 +28,40 @@ def best(column: Column, found: Mapping[Variant, float], ours: bool) -> Variant 
 def row(
     column: Column, found: Mapping[Variant, float], shares: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A column's figures as they are kept."""
-    us, peer = best(column, found, ours=True), best(column, found, ours=False)
+    """A column's figures of one run as they are kept."""
+    us = best(column, found)
+    ratios = {
+        variant.name: round(found[us] / figure, 3)
+        for variant, figure in found.items()
+        if us and variant.engine != OURS
+    }
     made: dict[str, Any] = {
         "column": column.name,
         "unit": column.unit,
+        "more_is_better": column.more_is_better,
+        "target": column.target,
         "figures": {variant.name: round(figure, 2) for variant, figure in found.items()},
         "shares": {
             variant.name: shares[variant.name] for variant in found if variant.name in shares
         },
+        "ratios": ratios,
     }
-    if us and peer:
-        made["best_peer"] = peer.name
-        made["ratio"] = round(found[us] / found[peer], 3)
-        made["target"] = column.target
-    return made
+    return {**made, **hardest(made)}
+
+
+def merged(before: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """A column's row of earlier runs with what another run found in its place."""
+    both = {key: {**before.get(key, {}), **made[key]} for key in ("figures", "shares", "ratios")}
+    return {**made, **both, **hardest({**made, **both})}
+
+
+def hardest(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The peer that we do worst against, and the ratio to it; nothing where there is no peer."""
+    if not made["ratios"]:
+        return {}
+    choose = min if made["more_is_better"] else max
+    peer = choose(made["ratios"], key=made["ratios"].__getitem__)
+    return {"best_peer": peer, "ratio": made["ratios"][peer]}
 
 
 def lines(made: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,12 @@ from .llamacpp import server_command
 from .protocol import Answer, Setup
 
 PATIENCE = 300.0  # seconds
+FAREWELL = 20.0  # seconds that a server has to end
+VLLM = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it leaves one processor to its front alone
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "HF_HUB_OFFLINE": "1",
+}
 SERVERS = ("headrace", "llamacpp", "vllm")
 
 
@@ -49,15 +55,20 @@ def serving(variant: Variant, environment: Path, setup: Setup) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env=environment_variables(variant.engine, environment, setup.threads),
+        env=environment_variables(variant.engine, environment, setup.threads)
+        | (VLLM if variant.engine == "vllm" else {}),
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        asyncio.run(ready(url))
+        asyncio.run(ready(url, process))
         yield url
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        try:
+            process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def command(variant: Variant, environment: Path, setup: Setup, port: int) -> list[str]:
@@ -79,8 +90,8 @@ def command(variant: Variant, environment: Path, setup: Setup, port: int) -> lis
     return [*served, "--model", setup.model, "--no-enable-prefix-caching", *words]
 
 
-async def ready(url: str) -> None:
-    """Return when a server answers that it is healthy."""
+async def ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Return when a server answers that it is healthy. Raises RuntimeError where it ended."""
     async with aiohttp.ClientSession() as session, asyncio.timeout(PATIENCE):
         while True:
             try:
@@ -89,12 +100,15 @@ async def ready(url: str) -> None:
                         return
             except aiohttp.ClientConnectionError:
                 pass
+            if process.poll() is not None:
+                raise RuntimeError(f"a server ended before it answered: {process.args!r}")
             await asyncio.sleep(0.02)
 
 
 async def played(url: str, calls: Sequence[Call], at_once: int = sys.maxsize) -> list[Answer]:
     """The calls at their times, at most `at_once` together; times since the first one's start."""
-    connector = aiohttp.TCPConnector(limit=0)
+    # a connection for each: some servers close one that they have answered on
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         async with session.get(f"{url}/v1/models") as response:

@@ -220,6 +220,7 @@ constexpr std::size_t kAdapterScratch = kAdapterRows * kMaximumRank;
 
 struct Kernels {
   const char* level;
+  const char* vectors;  // what computes floats
   const char* integer;  // how bytes are multiplied; null: there are no integer kernels
   void (*norm)(float* out, float* residual, const float* add, float add_scale, const float* weight, float epsilon,
                bool accumulate, std::size_t width);
@@ -243,8 +244,8 @@ struct Kernels {
   void (*float_panel)(const FloatPanel&);
   void (*adapt)(const LowRankRows&);
   void (*rotate_and_write)(const RotateRow&);
-  // Whether attention reads codes; where not, the cache holds 16-bit entries as binary16.
-  bool codes;
+  // How attention multiplies codes; null: it reads none, and the cache holds 16-bit entries as binary16.
+  const char* codes;
   // Before the parts: the queries, in `scratch`.
   void (*attention_prepare)(const AttentionTile&);
   // Attention over the positions [begin, end), a whole span or the context's rest, into `state`.
@@ -254,10 +255,12 @@ struct Kernels {
   // All of it at once, in bfloat16, over a cache that widens(); scratch has attention_brain_scratch() floats.
   // Null where the level has no such tiles.
   void (*attention_brains)(const AttentionTile&);
-  // The largest value and the first index that has it.
+  // The first index of the largest value; what is no number is none. 0 where there is no other.
   std::size_t (*largest)(const float* values, std::size_t count);
   // log(sum(exp(values[i] - shift))) + shift
   float (*log_sum_exp)(const float* values, std::size_t count, float shift);
+  // Sum of e^((values[i] - top) / temperature), the quotients in float; what is no number counts for nothing.
+  double (*mass)(const float* values, std::size_t count, float top, float temperature);
   // Blocks of 32 floats (F32, F16, BF16) rounded to Q8_0 or Q4_1. False: one has no number, or too large a one.
   bool (*round_blocks)(Format from, const std::uint8_t* source, std::size_t blocks, Format to, std::uint8_t* out);
 };

@@ -9,13 +9,14 @@ namespace headrace::HEADRACE_LEVEL {
 extern const Kernels kKernels;
 const Kernels kKernels = {
     .level = HEADRACE_TEXT(HEADRACE_LEVEL),
-#if defined(__AMX_INT8__)
-    .integer = "amx-bf16 for prompts, amx-int8 and avx512-vnni with 12-bit activations else",
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
+    .vectors = "avx512",
     .integer = "avx512-vnni, 12-bit activations",
 #elif defined(__AVX2__)
+    .vectors = "avx2",
     .integer = "avx2-maddubs, 12-bit activations",
 #else
+    .vectors = "portable",
     .integer = nullptr,
 #endif
     .norm = norm,
@@ -46,10 +47,12 @@ const Kernels kKernels = {
     .float_panel = float_panel,
     .adapt = adapt,
     .rotate_and_write = rotate_and_write,
-#if defined(__AVX512F__)
-    .codes = true,
+#if defined(__AMX_INT8__)
+    .codes = "amx-int8 and avx512-vnni",
+#elif defined(__AVX512F__)
+    .codes = "avx512-vnni",
 #else
-    .codes = false,
+    .codes = nullptr,
 #endif
     .attention_prepare = attention_prepare,
     .attention_part = attention_part,
@@ -62,6 +65,7 @@ const Kernels kKernels = {
 #endif
     .largest = largest,
     .log_sum_exp = log_sum_exp,
+    .mass = mass,
     .round_blocks = round_blocks,
 };
 

@@ -16,6 +16,7 @@ void cap(float* values, std::size_t count, float scale, float cap);
 void add(float* out, const float* bias, std::size_t width);
 std::size_t largest(const float* values, std::size_t count);
 float log_sum_exp(const float* values, std::size_t count, float shift);
+double mass(const float* values, std::size_t count, float top, float temperature);
 void quantise(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
 void integer_panels(const IntegerPanels& job);
 void tile_panels(const IntegerPanels& job, float* scratch);

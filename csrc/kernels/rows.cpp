@@ -1,4 +1,4 @@
-// Kernels over one row: norm, SwiGLU, add, and the two passes over logits that sampling needs.
+// Kernels over one row: norm, SwiGLU, add, and the passes over logits that sampling needs.
 #include "gate.h"
 #include "level.h"
 
@@ -89,12 +89,13 @@ void add(float* out, const float* bias, std::size_t width) {
 
 std::size_t largest(const float* values, std::size_t count) {
   constexpr std::size_t kChunk = 1024;  // find the chunk by vectors, the index by scanning it
-  float best = values[0];
+  const float none = -__builtin_inff();
+  float best = none;
   std::size_t where = 0;
   for (std::size_t at = 0; at < count; at += kChunk) {
     const std::size_t end = at + kChunk < count ? at + kChunk : count;
     std::size_t i = at;
-    Vector top = splat(values[at]);
+    Vector top = splat(none);
     for (; i + kLanes <= end; i += kLanes) top = larger(load(values + i), top);
     float most = maximum(top);
     for (; i < end; ++i) most = values[i] > most ? values[i] : most;
@@ -118,6 +119,21 @@ float log_sum_exp(const float* values, std::size_t count, float shift) {
     for (; i < end; ++i) total += __builtin_exp(values[i] - shift);
   }
   return static_cast<float>(__builtin_log(total)) + shift;
+}
+
+double mass(const float* values, std::size_t count, float top, float temperature) {
+  Doubles sums{};
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    float scaled[kLanes];  // as the mass of one is computed
+    store(scaled, (load(values + i) - top) / temperature);
+    sums += exponential(load_doubles(scaled)) + exponential(load_doubles(scaled + kLanes / 2));
+  }
+  double total = sum(sums);
+  for (; i < count; ++i) {
+    if (values[i] > -__builtin_inff()) total += __builtin_exp(static_cast<double>((values[i] - top) / temperature));
+  }
+  return total;
 }
 
 }  // namespace headrace::HEADRACE_LEVEL

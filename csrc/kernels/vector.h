@@ -103,6 +103,40 @@ inline Vector exponential(Vector x) {
   return x < bottom ? Vector{} : p * power;
 }
 
+// Half as many, in double.
+typedef double Doubles __attribute__((vector_size(kLanes * 4)));
+typedef std::int64_t LongVector __attribute__((vector_size(kLanes * 4)));
+
+inline Doubles load_doubles(const float* from) {
+  typedef float Half __attribute__((vector_size(kLanes * 2)));
+  Half half;
+  __builtin_memcpy(&half, from, sizeof half);
+  return __builtin_convertvector(half, Doubles);
+}
+
+inline double sum(Doubles value) {
+  double total = 0;
+  for (int i = 0; i < kLanes / 2; ++i) total += value[i];
+  return total;
+}
+
+// e^x for x to 700, to about 1e-14 of it; about 1e-304 below -700, and for what is no number.
+inline Doubles exponential(Doubles x) {
+  const Doubles bottom = Doubles{} - 700.0, magic = Doubles{} + 6755399441055744.0;
+  const Doubles clamped = x > bottom ? x : bottom;
+  const Doubles shifted = clamped * 1.4426950408889634 + magic;  // its last bits are the nearest integer
+  const Doubles n = shifted - magic;
+  const Doubles r = (clamped - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;
+  constexpr double kTerms[] = {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120,
+                               1.0 / 24,      1.0 / 6,      0.5,         1.0,        1.0};
+  Doubles p = Doubles{} + 1.0 / 39916800;  // 1 / 11!, and so on: r is at most 0.35
+  for (const double term : kTerms) p = p * r + term;
+  const LongVector bits = ((LongVector)shifted + 1023) << 52;
+  Doubles power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
 // 2^x to about 2 units in the last place; below -125 about 2^-125, and so it is for -inf.
 inline Vector power(Vector x) {
   const Vector bottom = splat(-125.0f);

@@ -32,7 +32,7 @@ from headrace.runtime.models.assembly import decoder_program
 from headrace.runtime.models.program import Program
 from headrace.runtime.models.sharding import fitting
 from headrace.runtime.options import Quantization
-from headrace.runtime.processors import usable_processors
+from headrace.runtime.processors import about_processor, usable_processors
 from headrace.runtime.weights.tensor import Tensor
 
 LITTLE_ROOM = 2e9  # bytes; a small model and its download fit
@@ -197,22 +197,12 @@ def _disk() -> Finding:
     return Finding("data", text)
 
 
-def _about_processor() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo."""
-    try:
-        text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def _processor() -> str:
-    return _about_processor().get("model name") or platform.processor() or "unknown processor"
+    return about_processor().get("model name") or platform.processor() or "unknown processor"
 
 
 def _features() -> list[str]:
-    about = _about_processor()
+    about = about_processor()
     words = set((about.get("flags") or about.get("Features") or "").split())
     return [feature for feature in FEATURES if feature in words]
 

@@ -70,10 +70,13 @@ def read_by(op: Op, weights: Mapping[str, Tensor]) -> Iterator[str]:
 
 
 def kernel_of(kind: str, format: str, kernels: Mapping[str, str]) -> str:
-    """What runs an op: a backend names products by their format, attention, and all that goes row
-    by row as "norm"; one that has a single way says "all"."""
+    """What runs an op.
+
+    A backend names products by their format, those of logits besides where they differ, attention,
+    and all that goes row by row as "norm"; one that has a single way says "all".
+    """
     if kind in MULTIPLY:
-        names = [f"linear {format}"]
+        names = [f"logits {format}"] * (kind == "Logits") + [f"linear {format}"]
     elif kind == "Attention":
         names = ["attention"]
     else:

@@ -1,9 +1,10 @@
-"""How many processors this process may use."""
+"""How many processors this process may use, and what they are."""
 
 from __future__ import annotations
 
 import math
 import os
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -15,6 +16,17 @@ def usable_processors(root: Path = Path("/")) -> int:
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota(root)
     return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
+
+
+def about_processor(root: Path = Path("/")) -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; none where there is no such file."""
+    try:
+        with (root / "proc/cpuinfo").open() as file:
+            lines = list(takewhile(str.strip, file))
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def cpu_quota(root: Path) -> float | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from headrace.runtime.backends.choice import because
+from headrace.runtime.backends.cpu._native import levels
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.layout import Placed, table
 from headrace.runtime.models.program import Pool, Program
@@ -35,6 +38,24 @@ def test_the_kernel_is_that_of_the_format(tmp_path: Path) -> None:
     attention = next(line for line in lines if line.op == "Attention")
     assert linear.kernel == kernels.get("linear Q8_0", kernels.get("all"))
     assert attention.kernel == kernels.get("attention", kernels.get("all"))
+
+
+@pytest.mark.parametrize("level", levels())
+def test_a_forced_level_is_what_the_table_names(
+    tiny: Path, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_CPU_LEVEL", level)
+    options = EngineOptions(backend="cpu", kv_tokens=256, quantization="int8")
+    with Engine.load(tiny, options) as engine:
+        found = {line.op: line.kernel for line in engine.layout.lines}
+    others = {name for name in levels() if name not in (level, "amx")}
+    vectors = "avx512" if level == "amx" else level
+    for op in ("Norm", "Linear", "Logits", "Attention"):
+        assert vectors in found[op]
+        assert not any(name in found[op] for name in others - {vectors})
+        assert ("amx" in found[op]) == (level == "amx" and op != "Norm"), found[op]
+    prompts = {op for op, kernel in found.items() if "for prompts" in kernel}
+    assert prompts == ({"Linear", "Attention"} if level == "amx" else set())
 
 
 def test_a_backend_that_is_passed_over_has_its_reason() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.runtime.processors import cpu_quota, usable_processors
+from headrace.runtime.processors import about_processor, cpu_quota, usable_processors
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -64,3 +64,10 @@ def test_a_quota_rounds_up_and_never_exceeds_the_affinity_mask(tmp_path: Path) -
     assert usable_processors(tree(tmp_path, files)) == 1
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("100000000 100000\n")
     assert usable_processors(tmp_path) == len(os.sched_getaffinity(0))
+
+
+def test_the_first_processor_is_described(tmp_path: Path) -> None:
+    text = "processor\t: 0\nmodel name\t: One\n\nprocessor\t: 1\nmodel name\t: Other\n"
+    tree(tmp_path, {"proc/cpuinfo": text})
+    assert about_processor(tmp_path) == {"processor": "0", "model name": "One"}
+    assert about_processor(tmp_path / "none") == {}

@@ -13,10 +13,11 @@ from triton.runtime.errors import OutOfResources
 
 from headrace.runtime.backends import cuda, reference
 from headrace.runtime.backends.base import KVLayout
-from headrace.runtime.backends.cuda.choices import Choices, driver, measured_on, read
+from headrace.runtime.backends.cuda.choices import Choices, driver
 from headrace.runtime.backends.cuda.products import FEW, LEVELS, PIECE, multiply
 from headrace.runtime.backends.cuda.staging import Staging
 from headrace.runtime.backends.cuda.weights import upload
+from headrace.runtime.backends.measured import measured_on, read
 from tests.fakes.programs import flat_batch, linear_program, random_tensor
 
 WAYS = [("likely", 1), ("other", 2), ("third", 3)]

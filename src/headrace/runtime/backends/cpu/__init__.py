@@ -8,10 +8,11 @@ traffic of float32 with three more bits of mantissa than bfloat16; values past 6
 avx512 and amx a key or value of one head is a float32 scale and integers of 16 bits instead, and
 attention is integer products, summed exactly; int8 KV is 8 of these bits. The portable level is
 always precise. The amx level is avx512 with tiles where a step has many rows; from how many on is
-measured when the first model is loaded, and results are equal to the bit. Besides, the amx level
-computes the rows of tokens that were given (`Batch.given`: prompts) in bfloat16: weights, floats
-too, and activations, queries, keys and values rounded, summed in float32. What a token is decides,
-never the rows beside it: a prompt is computed alike in one step, in chunks, and after a preemption.
+measured at the first start on a processor and kept (`crossover`), and results are equal to the bit.
+Besides, the amx level computes the rows of tokens that were given (`Batch.given`: prompts) in
+bfloat16: weights, floats too, and activations, queries, keys and values rounded, summed in float32.
+What a token is decides, never the rows beside it: a prompt is computed alike in one step, in
+chunks, and after a preemption.
 
 What rounding costs, over 512 tokens of `benchmarks/perplexity.txt`, SmolLM2-135M Q4_1 against its
 float32 self: 12 bits 4.6e-5 nats on average (KL divergence), 8.9e-4 at most, perplexity 19.591
@@ -34,9 +35,11 @@ from ...processors import usable_processors
 from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Pending, Sampled, SamplingRows
+from ..measured import folder
 from . import _native
-from ._native import Flight, Model
+from ._native import Flight, Model, levels
 from .compiler import compile_program
+from .crossover import tile_crossover
 from .sources import outdated
 
 LANES = 16
@@ -132,8 +135,9 @@ class CPUBackend:
     def kernels(self) -> Mapping[str, str]:
         """What runs each kind of op, as "linear Q4_1" -> "avx512-vnni, 12-bit activations"."""
         found = dict(self.model.kernels())
-        if "linear F16" in found:
-            found["linear E4M3"] = f"{found['linear F16']}, widened to F16"
+        for op in ("linear", "logits"):
+            if f"{op} F16" in found:
+                found[f"{op} E4M3"] = f"{found[f'{op} F16']}, widened to F16"
         return found
 
     def load_adapter(self, number: int, deltas: Mapping[str, LowRank]) -> None:
@@ -188,7 +192,8 @@ def load(
         raise ValueError("backend cpu keeps KV as f16 or int8, not fp8")
     asked = options_from(os.environ) if options is None else options
     count = threads or usable_processors()
-    model = Model(program, kv, asked.level, asked.precise, count)
+    crossover = tile_crossover(asked.level or levels()[0], folder())
+    model = Model(program, kv, asked.level, asked.precise, count, crossover)
     added = compile_program(model, program, weights)
     release_files(weights)
     return CPUBackend(model, added, kv)

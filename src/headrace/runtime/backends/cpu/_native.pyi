@@ -11,6 +11,12 @@ SOURCES: str  # a digest of csrc/, as it was built
 def levels() -> list[str]:
     """The instruction levels that this processor runs, the best first."""
 
+def measure_crossover(level: str) -> int:
+    """Rows (1 to 16) from which on the level's tiles are quicker than its vectors; 17: never.
+
+    Takes a millisecond or two.
+    """
+
 def round_blocks(
     level: str, source: str, data: NDArray[np.uint8], format: str, out: NDArray[np.uint8], /
 ) -> bool:
@@ -27,7 +33,13 @@ class Model:
     """A model's native program. Buffers and weights are named by the index that adding returned."""
 
     def __init__(
-        self, program: Program, kv: KVLayout, level: str, precise: bool, threads: int
+        self,
+        program: Program,
+        kv: KVLayout,
+        level: str,
+        precise: bool,
+        threads: int,
+        tile_crossover: int,
     ) -> None: ...
     def buffer(self, width: int) -> int: ...
     def weight(self, format: str, rows: int, columns: int, data: NDArray[np.uint8]) -> int:

@@ -18,10 +18,11 @@ from ...weights.lowrank import LowRank
 from ...weights.tensor import Tensor
 from ..base import Batch, Float32, KVLayout, Move, Pending, Place, Sampled
 from ..devices import interpreted
+from ..measured import folder, measured_on
 from .adapters import Adapters
 from .attention import PROGRAMS, query_block
 from .cache import NO_CACHE, new_cache
-from .choices import Choices, EventTimer, driver, folder, measured_on
+from .choices import Choices, EventTimer, driver
 from .compiler import compile_op, fused
 from .float8 import Coded, coded_linears
 from .graphs import Graphs, bucket

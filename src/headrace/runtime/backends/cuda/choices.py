@@ -8,19 +8,18 @@ choice that was made does not change while the process lives, so equal work give
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
 import torch
 from triton.errors import TritonError
+
+from ..measured import keep, read
 
 Work = Callable[[], object]
 Timer = Callable[[Work], float]  # seconds that work takes on the device; inf where it cannot run
@@ -93,28 +92,11 @@ class Choices:
         self.timer = None  # and the memory that it holds
         if not self.changed or self.path is None:
             return
-        content = json.dumps(read(self.path) | self.kept, indent=1, sort_keys=True)
-        partial = self.path.with_suffix(f".{os.getpid()}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(content)
-            partial.replace(self.path)
+            keep(self.path, self.kept)
         except OSError as error:
             log.warning("what was measured is not kept: %s", error)
-            with suppress(OSError):
-                partial.unlink()
         self.changed = False
-
-
-def read(path: Path) -> dict[str, str]:
-    """What a file keeps; nothing where it is damaged or is not there."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {name: way for name, way in found.items() if isinstance(way, str)}
 
 
 def attempt(timer: Timer, work: Work) -> float:
@@ -124,20 +106,6 @@ def attempt(timer: Timer, work: Work) -> float:
     except (RuntimeError, TritonError) as error:
         log.info("cannot be done so: %s", str(error).partition("\n")[0])
         return float("inf")
-
-
-def folder() -> Path:
-    """Where measurements are kept: `$HEADRACE_HOME/kernels`, else in the user's cache (XDG)."""
-    chosen = os.environ.get("HEADRACE_HOME")
-    if chosen:
-        return Path(chosen).expanduser().absolute() / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "headrace" / "kernels"
-
-
-def measured_on(name: str, at: Path) -> Path:
-    """The file for what is measured on a device, driver and libraries of this name."""
-    return at / (re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-") + ".json")
 
 
 def driver(at: Path = Path("/proc/driver/nvidia/version")) -> str:
