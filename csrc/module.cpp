@@ -18,6 +18,7 @@
 #include <tuple>
 
 #include "crossover.h"
+#include "merges.h"
 #include "model.h"
 #include "names.h"
 #include "sources_digest.h"  // made by the build
@@ -352,6 +353,15 @@ bool round_blocks(const std::string& level, const std::string& source, const Rea
   return kernels.round_blocks(from, data.data(), data.shape(0) * blocks, to, out.data());
 }
 
+// `merges`, as pairs of the pieces themselves.
+nb::list merged_pieces(const nb::list& pieces, const std::vector<std::int32_t>& order) {
+  nb::list pairs;
+  for (const auto& [left, right] : merges(nb::cast<std::vector<std::string>>(pieces), order)) {
+    pairs.append(nb::make_tuple(pieces[static_cast<std::size_t>(left)], pieces[static_cast<std::size_t>(right)]));
+  }
+  return pairs;
+}
+
 NB_MODULE(_native, m) {
   m.attr("SOURCES") = HEADRACE_SOURCES;
   m.doc() = "The CPU backend's kernels and executor.";
@@ -362,6 +372,7 @@ NB_MODULE(_native, m) {
   });
   m.def("measure_crossover", [](const std::string& level) { return measure_crossover(find_level(level)); }, "level"_a);
   m.def("round_blocks", &round_blocks, "level"_a, "source"_a, "data"_a, "format"_a, "out"_a);
+  m.def("merges", &merged_pieces, "pieces"_a, "order"_a);
   using Index = std::size_t;
   using Several = std::vector<std::size_t>;
   nb::class_<Flight>(m, "Flight");

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from headrace.runtime.native import native_code
 from headrace.runtime.text.detokenizer import Detokenizer
-from headrace.runtime.text.tokenizer import BYTE_OF, Vocabulary, vocabulary_from_gguf
+from headrace.runtime.text.tokenizer import BYTE_OF, Vocabulary, merges, vocabulary_from_gguf
 from headrace.runtime.weights.gguf import WeightsError
 
 CORPUS = [
@@ -77,6 +78,24 @@ def test_sentencepiece_text_comes_back(sentencepiece_vocabulary: Vocabulary, tex
     tokens = sentencepiece_vocabulary.encode(text, add_bos=True)
     shown = "".join(map(detokenizer.feed, tokens)) + detokenizer.finish()
     assert shown == (f" {text}" if text else "")
+
+
+@given(
+    st.lists(st.text("aé\0▁𝄞", min_size=1, max_size=5), min_size=1, max_size=30).flatmap(
+        lambda pieces: st.tuples(st.just(pieces), st.permutations(range(len(pieces))))
+    )
+)
+def test_native_code_finds_the_same_merges(ranked: tuple[list[str], list[int]]) -> None:
+    pieces, order = ranked
+    native = native_code()
+    assert native is not None
+    assert native.merges(pieces, order) == merges(pieces, order)
+
+
+def test_scores_without_tokens_are_refused() -> None:
+    about = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0]}
+    with pytest.raises(WeightsError, match="1 scores for 0 tokens"):
+        vocabulary_from_gguf(about)
 
 
 def byte_level_metadata(pre: str) -> dict[str, Any]:

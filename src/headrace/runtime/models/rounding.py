@@ -19,11 +19,11 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from ..native import native_code
 from ..options import Quantization
 from ..weights.blocks import BLOCK, UNREACHABLE, rounded
 from ..weights.float8 import rounded_fp8
@@ -73,14 +73,6 @@ def quantize(
 
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         return dict(zip(weights, pool.map(one, weights), strict=True))
-
-
-def native_code() -> Any | None:
-    """The native extension, where this installation has it."""
-    try:
-        return import_module("headrace.runtime.backends.cpu._native")
-    except ImportError:
-        return None
 
 
 def rounded_natively(native: Any, tensor: Tensor, format: str, level: str = "") -> Tensor:

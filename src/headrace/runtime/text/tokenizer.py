@@ -8,13 +8,14 @@ bytes, decoded as UTF-8 as they come (`text.detokenizer`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from ..native import native_code
 from ..weights.gguf import WeightsError
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
@@ -186,27 +187,18 @@ def byte_level(tokens: list[str], about: Mapping[str, Any]) -> Tokenizer:
 
 
 def sentencepiece(tokens: list[str], about: Mapping[str, Any]) -> Tokenizer:
-    """A SentencePiece BPE: its merges follow from the scores, best first.
-
-    SentencePiece merges the adjacent pair whose union has the best score; as a list of merges:
-    every way to split a piece into two pieces, ordered by the whole's rank.
-    """
+    """A SentencePiece BPE: its merges follow from the scores, best first."""
     scores: list[float] = about.get("tokenizer.ggml.scores") or []
     ids = {token: index for index, token in enumerate(tokens)}
-    ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
-    merges = []
-    for index in ranked:
-        piece = tokens[index]
-        splits = [
-            (piece[:at], piece[at:])
-            for at in range(1, len(piece))
-            if piece[:at] in ids and piece[at:] in ids
-        ]
-        merges += sorted(splits, key=lambda split: (ids[split[0]], ids[split[1]]))
+    if len(scores) > len(tokens):
+        raise WeightsError(f"{len(scores)} scores for {len(tokens)} tokens")
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    native = native_code()
+    pairs = merges(tokens, order) if native is None else native.merges(tokens, order)
     unknown = about.get("tokenizer.ggml.unknown_token_id", 0)
     encoder = Tokenizer(
         models.BPE(
-            vocab=ids, merges=merges, unk_token=tokens[unknown], byte_fallback=True, fuse_unk=True
+            vocab=ids, merges=pairs, unk_token=tokens[unknown], byte_fallback=True, fuse_unk=True
         )
     )
     steps: list[normalizers.Normalizer] = [normalizers.Replace(" ", SENTENCEPIECE_SPACE)]
@@ -214,6 +206,26 @@ def sentencepiece(tokens: list[str], about: Mapping[str, Any]) -> Tokenizer:
         steps.insert(0, normalizers.Prepend(SENTENCEPIECE_SPACE))
     encoder.normalizer = normalizers.Sequence(steps)
     return encoder
+
+
+def merges(pieces: Sequence[str], order: Iterable[int]) -> list[tuple[str, str]]:
+    """The merges of a SentencePiece BPE whose pieces are ranked so.
+
+    SentencePiece merges the adjacent pair whose union has the best score; as a list of merges:
+    every way to split a piece into two pieces, ordered by the whole's rank, then by the ids of the
+    parts.
+    """
+    ids = {piece: index for index, piece in enumerate(pieces)}
+    found = []
+    for index in order:
+        piece = pieces[index]
+        splits = [
+            (piece[:at], piece[at:])
+            for at in range(1, len(piece))
+            if piece[:at] in ids and piece[at:] in ids
+        ]
+        found += sorted(splits, key=lambda split: (ids[split[0]], ids[split[1]]))
+    return found
 
 
 def vocabulary_from_directory(directory: Path) -> Vocabulary:

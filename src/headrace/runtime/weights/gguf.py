@@ -63,13 +63,20 @@ class Cursor:
         return value
 
     def string(self) -> str:
-        length = self.scalar(UINT64)
-        end = self.at + length
-        if end > len(self.data):
-            raise WeightsError("a string runs past the end of the file")
-        text = self.data[self.at : end].decode("utf-8", errors="replace")
-        self.at = end
-        return text
+        return self.strings(1)[0]
+
+    def strings(self, count: int) -> list[str]:
+        """One loop, no calls: a vocabulary is hundreds of thousands of them."""
+        data, at, size, length_at = self.data, self.at, len(self.data), UINT64.unpack_from
+        found = []
+        for _ in range(count):
+            begin = at + UINT64.size
+            at = begin + length_at(data, at)[0]
+            if at > size:
+                raise WeightsError("a string runs past the end of the file")
+            found.append(data[begin:at].decode("utf-8", "replace"))
+        self.at = at
+        return found
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
@@ -85,6 +92,8 @@ class Cursor:
         count = self.scalar(UINT64)
         if count > len(self.data):
             raise WeightsError(f"an array claims {count} values, more than the file has bytes")
+        if kind == STRING:
+            return self.strings(count)
         if kind not in SCALARS:
             return [self.value(kind) for _ in range(count)]
         values = struct.Struct(f"<{count}{SCALARS[kind].format[1:]}")

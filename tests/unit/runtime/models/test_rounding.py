@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from headrace.runtime.engine import Engine, EngineOptions
 from headrace.runtime.models.checkpoint import load_checkpoint
-from headrace.runtime.models.rounding import native_code, rounded_natively
+from headrace.runtime.models.rounding import rounded_natively
+from headrace.runtime.native import native_code
 from headrace.runtime.weights.blocks import plain, rounded
 from headrace.runtime.weights.float8 import rounded_fp8
 from tests.fakes.model import write_tiny_gguf

@@ -26,6 +26,9 @@ def round_blocks(
     the reach of a binary16 scale. Releases the GIL.
     """
 
+def merges(pieces: list[str], order: list[int]) -> list[tuple[str, str]]:
+    """As `text.tokenizer.merges`, in a fifth of the time."""
+
 class Flight:
     """A step that was launched."""
 
