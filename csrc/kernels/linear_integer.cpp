@@ -1,9 +1,7 @@
 // Linear over packed weights: bytes times bytes, summed in 32-bit integers a block, scaled in float.
 //
-// Activations are rounded to 12 bits a block of 32 (scale = least power of two for which they fit), in
-// two planes of bytes: code = 16 · upper + lower, upper -127..127, lower -8..7. Each unpacked weight meets
-// both planes, and the sums are joined in 32 bits, exactly. 16, so that a weight of four bits times 16 is
-// a byte, which the tiles make use of. A row's result does not depend on the other rows of the step.
+// Each unpacked weight meets both planes of the activations' codes (quantise.cpp), and the sums are joined in
+// 32 bits, exactly. A row's result does not depend on the other rows of the step.
 #include "level.h"
 #include "unpack.h"
 
@@ -164,42 +162,6 @@ void integer_panels(const IntegerPanels& job) {
     case PanelKind::Q5Min: return panels<PanelKind::Q5Min>(job);
     case PanelKind::Q6: return panels<PanelKind::Q6>(job);
     case PanelKind::Q8: return panels<PanelKind::Q8>(job);
-  }
-}
-
-void quantise(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first) {
-  typedef std::int8_t Bytes __attribute__((vector_size(kLanes)));
-  for (std::size_t b = 0; b < blocks; ++b, source += kBlock) {
-    const std::size_t index = out.block_index(row, first + b);
-    std::int8_t* codes = out.codes + index * kPlanes * kBlock;
-    Vector most{};
-    for (int i = 0; i < kBlock; i += kLanes) {
-      const Vector value = load(source + i);
-      most = larger(most, value < 0 ? -value : value);
-    }
-    // Within these bounds the scale times a weight's, which is a binary16, is a normal float.
-    constexpr float kLeast = 0x1p-100f, kMost = 0x1p100f;
-    constexpr std::int32_t kOne = 1 << 23;
-    const float wanted = maximum(most) / static_cast<float>(kLargestCode12);
-    const float least = wanted < kMost ? (wanted > kLeast ? wanted : kLeast) : kMost;  // where it is NaN too
-    std::int32_t exponent;
-    __builtin_memcpy(&exponent, &least, sizeof exponent);
-    exponent = (exponent + kOne - 1) / kOne * kOne - 127 * kOne;
-    const Vector inverse = scaled(splat(1), -exponent), bound = splat(static_cast<float>(kLargestCode12));
-    IntVector halves[2] = {};
-    for (int i = 0; i < kBlock; i += kLanes) {
-      const Vector value = nearest(load(source + i) * inverse);
-      const Vector bounded = value < bound ? (value > -bound ? value : -bound) : bound;  // NaN too
-      const IntVector code = __builtin_convertvector(bounded, IntVector);
-      const IntVector upper = (code + (1 << (kPlaneBits - 1))) >> kPlaneBits;
-      const Bytes planes[2] = {__builtin_convertvector(upper, Bytes),
-                               __builtin_convertvector(code - (upper << kPlaneBits), Bytes)};
-      __builtin_memcpy(codes + i, &planes[0], sizeof(Bytes));
-      __builtin_memcpy(codes + kBlock + i, &planes[1], sizeof(Bytes));
-      halves[i / 16] += code;
-    }
-    const std::int32_t low = sum(halves[0]), high = sum(halves[1]);
-    out.blocks[index] = {exponent, scaled(splat(1), exponent)[0] * static_cast<float>(low + high), low, high};
   }
 }
 

@@ -15,7 +15,10 @@ inline IntVector load_codes(const std::uint8_t* from) {
 }
 
 // A float times a power of two by its bits; 0 stays none, so no weight is packed with a scale of 0.
-inline Vector scaled(Vector value, std::int32_t exponent) { return (Vector)((IntVector)value + exponent); }
+template <typename Exponent>
+inline Vector scaled(Vector value, Exponent exponent) {
+  return (Vector)((IntVector)value + exponent);
+}
 
 constexpr bool has_minimum(PanelKind kind) { return kind == PanelKind::Q4Min || kind == PanelKind::Q5Min; }
 

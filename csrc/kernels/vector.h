@@ -32,6 +32,8 @@ inline Vector load(const float* from) {
 
 inline void store(float* to, Vector value) { __builtin_memcpy(to, &value, sizeof value); }
 
+inline void store(std::int32_t* to, IntVector value) { __builtin_memcpy(to, &value, sizeof value); }
+
 inline Vector splat(float value) { return value - Vector{}; }
 
 inline float sum(Vector value) {
