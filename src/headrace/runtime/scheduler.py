@@ -93,6 +93,12 @@ class Scheduler:
         self.pool.release(sequence.table)
         self.changes += 1
 
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens that are still to be computed."""
+        prefilling = sum(one.pending for one in self.running if one.pending > 1)
+        return prefilling + sum(one.pending for one in self.waiting)
+
     def late(self, now: float) -> list[Sequence]:
         """Those that wait and can no longer have their first token when they need it."""
         return [sequence for sequence in self.waiting if self.slack(sequence, now) < 0]
