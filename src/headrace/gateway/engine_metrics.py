@@ -16,6 +16,10 @@ GAUGES: Mapping[str, tuple[str, str]] = {
     "waiting": ("headrace_engine_waiting", "Sequences that wait for room."),
     "places": ("headrace_engine_places", "Sequences that may run at once."),
     "queued_tokens": ("headrace_engine_queued_tokens", "Prompt tokens still to be computed."),
+    "chunk_tokens": (
+        "headrace_engine_chunk_tokens",
+        "Prompt tokens that a step computes beside sequences that decode.",
+    ),
     "prefill_token_seconds": (
         "headrace_engine_prefill_token_seconds",
         "Time that computing a prompt token takes; 0 until it is known.",

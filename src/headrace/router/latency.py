@@ -2,9 +2,9 @@
 
 TTFT of a host is `a + b * prompt tokens + c * load`, its ITL `a + c * load`; load is the number of
 calls that it serves at once. Our own engine says itself what to expect of its queue and its KV
-cache: there TTFT and ITL are `a + b * what it says`. Each line is the least-squares fit over the
-calls so far, the older ones counting less and less (`MEMORY`); until calls that differ have shown
-them, the slopes are drawn to zero, and that of what an engine says of itself to one.
+cache: there TTFT and ITL are so many times what it says. Each line is the least-squares fit over
+the calls so far, the older ones counting less and less (`MEMORY`); until calls that differ have
+shown them, the slopes are drawn to zero, and that of what an engine says of itself to one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from headrace.router.plan import Speed, host_of
 
 MEMORY = 0.97  # what a call counts for after another one has come
-PULL = 0.05  # towards the slope that a line begins with, in calls
+PULL = 0.05  # towards the slope that a fit begins with, in calls
 THOUSAND = 1000.0  # tokens, so that all terms are of about one size
 LATE_TIMES, LATE_SECONDS = 4.0, 1.0  # an answer is late at this many times and seconds over
 KNOWN = 8  # calls before a prediction can call an answer late
@@ -29,10 +29,8 @@ Outlook = Callable[[str, str, int], Speed | None]
 class Line:
     """A weighted least-squares fit of one value, terms given by the caller, the first being 1."""
 
-    def __init__(self, terms: int, slope: float = 0.0) -> None:
-        """All slopes are drawn to `slope`."""
+    def __init__(self, terms: int) -> None:
         self.count = 0
-        self._slope = slope
         self._moments = [[0.0] * terms for _ in range(terms)]
         self._sums = [0.0] * terms
         self._weights: list[float] | None = None
@@ -60,7 +58,7 @@ class Line:
         while True:
             rows = [
                 [self._moments[i][j] + (PULL if i == j and i else 0.0) for j in free]
-                + [self._sums[i] + (PULL * self._slope if i else 0.0)]
+                + [self._sums[i]]
                 for i in free
             ]
             found = solved(rows)
@@ -71,6 +69,24 @@ class Line:
                     weights[i] = found[k]
                 return weights
             free = [i for k, i in enumerate(free) if k not in below]
+
+
+class Ratio:
+    """How many times what was said came: a weighted least-squares fit through zero."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._said = self._came = PULL
+
+    def add(self, terms: Sequence[float], value: float) -> None:
+        """Learn that `value` came where the one term was said."""
+        self.count += 1
+        self._said = MEMORY * self._said + terms[0] * terms[0]
+        self._came = MEMORY * self._came + terms[0] * value
+
+    def at(self, terms: Sequence[float]) -> float:
+        """The value to expect where the one term is said."""
+        return terms[0] * self._came / self._said
 
 
 def solved(rows: list[list[float]]) -> list[float]:
@@ -99,30 +115,30 @@ class Met:
 
     @property
     def ttft_terms(self) -> tuple[float, ...]:
-        """What the TTFT is a line in."""
+        """What the TTFT is fitted to."""
         if self.outlook is not None:
-            return 1.0, self.outlook.ttft
+            return (self.outlook.ttft,)
         return 1.0, self.prompt_tokens / THOUSAND, self.load
 
     @property
     def itl_terms(self) -> tuple[float, ...]:
-        """What the ITL is a line in."""
-        return 1.0, self.load if self.outlook is None else self.outlook.itl
+        """What the ITL is fitted to."""
+        return (1.0, self.load) if self.outlook is None else (self.outlook.itl,)
 
 
 @dataclass(slots=True)
-class _Lines:
-    ttft: Line
-    itl: Line
+class _Fits:
+    ttft: Line | Ratio
+    itl: Line | Ratio
 
 
 @dataclass(slots=True)
 class _Host:
-    seen: _Lines = field(default_factory=lambda: _Lines(Line(3), Line(2)))
-    said: _Lines = field(default_factory=lambda: _Lines(Line(2, 1.0), Line(2, 1.0)))
+    seen: _Fits = field(default_factory=lambda: _Fits(Line(3), Line(2)))
+    said: _Fits = field(default_factory=lambda: _Fits(Ratio(), Ratio()))
     running: int = 0
 
-    def lines(self, met: Met) -> _Lines:
+    def fits(self, met: Met) -> _Fits:
         """Those that a call is part of."""
         return self.seen if met.outlook is None else self.said
 
@@ -158,30 +174,30 @@ class Speeds:
 
     def first(self, provider: str, model: str, met: Met, seconds: float) -> bool:
         """Learn the TTFT of one call; whether it came late by what was known before."""
-        line = self._host(provider, model).lines(met).ttft
+        fit = self._host(provider, model).fits(met).ttft
         late = False
-        if line.count >= KNOWN:
-            expected = line.at(met.ttft_terms)
+        if fit.count >= KNOWN:
+            expected = fit.at(met.ttft_terms)
             late = seconds > LATE_TIMES * expected and seconds > expected + LATE_SECONDS
-        line.add(met.ttft_terms, seconds)
+        fit.add(met.ttft_terms, seconds)
         return late
 
     def between(self, provider: str, model: str, met: Met, seconds: float) -> None:
         """Learn the mean ITL of one call."""
-        self._host(provider, model).lines(met).itl.add(met.itl_terms, seconds)
+        self._host(provider, model).fits(met).itl.add(met.itl_terms, seconds)
 
     def predicted(self, provider: str, model: str, prompt_tokens: int) -> Speed | None:
         """What a call made now has to expect; None where no call has finished yet, and no engine
         says it."""
         met = self._meets(provider, model, prompt_tokens)
         host = self._hosts.get(host_of(provider, model))
-        lines = None if host is None else host.lines(met)
-        if lines is None or lines.ttft.count == 0:
+        fits = None if host is None else host.fits(met)
+        if fits is None or fits.ttft.count == 0:
             return met.outlook
         itl = 0.0 if met.outlook is None else met.outlook.itl
-        if lines.itl.count:
-            itl = lines.itl.at(met.itl_terms)
-        return Speed(lines.ttft.at(met.ttft_terms), itl)
+        if fits.itl.count:
+            itl = fits.itl.at(met.itl_terms)
+        return Speed(fits.ttft.at(met.ttft_terms), itl)
 
     def _meets(self, provider: str, model: str, prompt_tokens: int) -> Met:
         outlook = self._outlook(provider, model, prompt_tokens)

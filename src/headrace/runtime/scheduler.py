@@ -93,11 +93,16 @@ class Scheduler:
         self.pool.release(sequence.table)
         self.changes += 1
 
-    @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens that are still to be computed."""
-        prefilling = sum(one.pending for one in self.running if one.pending > 1)
-        return prefilling + sum(one.pending for one in self.waiting)
+    def queued(self) -> list[int]:
+        """Prompt tokens that are still to be computed: at place i those of sequences that have
+        left a count of i bits, since short ones go first; where they do not, all at place 0."""
+        found = [0]
+        for left in (one.pending for who in (self.running, self.waiting) for one in who):
+            bits = left.bit_length() if self.limits.by_ratio else 0
+            if left > 1:
+                found.extend([0] * (bits + 1 - len(found)))
+                found[bits] += left
+        return found
 
     def late(self, now: float) -> list[Sequence]:
         """Those that wait and can no longer have their first token when they need it."""

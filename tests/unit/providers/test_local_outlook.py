@@ -34,13 +34,23 @@ def test_an_idle_engine_computes_the_prompt_at_once() -> None:
 
 
 def test_prompts_in_the_queue_are_computed_first() -> None:
-    assert ttft(replace(IDLE, running=2, queued_tokens=3000)) == pytest.approx(3.0 + 0.12)
+    assert ttft(replace(IDLE, running=2, queued=(3000,))) == pytest.approx(3.0 + 0.12)
+
+
+def test_longer_prompts_in_the_queue_let_a_short_one_pass() -> None:
+    queue = replace(IDLE, running=2, queued=(0, 0, 0, 0, 0, 0, 60, 100, 0, 0, 0, 2000))
+    assert ttft(queue, 100) == pytest.approx(0.16 + 0.12)
+    assert ttft(queue, 2000) == pytest.approx(2.16 + 2.02)
+
+
+def test_beside_sequences_that_decode_each_chunk_takes_a_step_of_theirs() -> None:
+    assert ttft(replace(IDLE, running=2, chunk_tokens=20)) == pytest.approx(0.1 + 5 * 0.02 + 0.02)
 
 
 def test_where_all_places_are_taken_a_call_waits_for_its_turn() -> None:
     full = replace(IDLE, running=4)
     assert ttft(full) == pytest.approx(0.5 + 0.12)
-    assert ttft(replace(full, waiting=3, queued_tokens=300)) == pytest.approx(4 * 0.5 + 0.12)
+    assert ttft(replace(full, waiting=3, queued=(300,))) == pytest.approx(4 * 0.5 + 0.12)
 
 
 def test_where_the_kv_cache_has_no_room_a_call_waits_for_its_turn() -> None:

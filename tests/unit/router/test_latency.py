@@ -84,15 +84,15 @@ def test_what_an_engine_says_of_itself_is_the_prediction_before_any_call() -> No
     assert speeds.predicted(*HOST, 500) == Speed(1.0, 0.01)
 
 
-def test_what_comes_on_top_of_what_an_engine_says_is_learned() -> None:
+def test_how_many_times_what_an_engine_says_it_takes_is_learned() -> None:
     queued = 0
     speeds = Speeds(outlook=lambda provider, model, tokens: Speed(0.001 * (queued + tokens), 0.01))
     for queued in [0, 4000, 1000, 9000] * 10:
         met = speeds.begun(*HOST, 100)
-        speeds.first(*HOST, met, 0.05 + 1.2 * 0.001 * (queued + 100))
+        speeds.first(*HOST, met, 1.2 * 0.001 * (queued + 100))
         speeds.ended(*HOST)
     queued = 20_000  # more than there ever were
-    assert predicted(speeds, 100) == pytest.approx(0.05 + 1.2 * 20.1, rel=0.05)
+    assert predicted(speeds, 100) == pytest.approx(1.2 * 20.1, rel=0.05)
 
 
 def test_one_call_of_an_idle_engine_does_not_hide_the_queue_of_a_busy_one() -> None:
