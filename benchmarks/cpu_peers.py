@@ -140,14 +140,16 @@ def main() -> None:
     earlier = results(arguments.output).get(arguments.model, {})
     saturated = earlier.get(SATURATION.name, {}).get("figures", {})
     bench.known = max((saturated[name] for name in saturated if not ours(name)), default=0.0)
+    weights = matrix_weights(arguments.models / bench.variants[0].file)
     for group in arguments.only:
+        bench.found.clear()
         MEASURES.get(group, columns)(bench, group)
-    rows = report(bench, machine, matrix_weights(arguments.models / bench.variants[0].file))
-    for made in rows:
-        print("\n".join(lines(made)))
-    if arguments.output:
-        ran = {"setting": about, "machine": asdict(machine), "rounds": bench.rounds}
-        added(arguments.output, arguments.model, rows, {**ran, "engines": bench.about})
+        rows = report(bench, machine, weights)
+        for made in rows:
+            print("\n".join(lines(made)), flush=True)
+        if arguments.output:
+            ran = {"setting": about, "machine": asdict(machine), "rounds": bench.rounds}
+            added(arguments.output, arguments.model, rows, {**ran, "engines": bench.about})
 
 
 def chosen(variant: Variant, texts: Sequence[str]) -> bool:

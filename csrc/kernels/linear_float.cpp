@@ -32,14 +32,24 @@ void unpack(Format format, const std::uint8_t* from, std::size_t count, float* o
   dequantise(format, from, count - i, out + i);
 }
 
+// Memory of later weight rows, to be fetched a little with every product: it answers requests that come steadily
+// sooner than as many at once.
+struct Ahead {
+  const std::uint8_t* at;
+  std::size_t stride;  // bytes from one weight row to the next
+  int rows;
+  std::size_t step;  // bytes of kLanes columns
+};
+
 // Products of source rows and unpacked weight rows over `count` columns, added to what `out` has if
 // `more`. Each is summed in the same order however many are made together.
 template <int ROWS, int WEIGHTS>
 void multiply(const float* source, std::size_t stride, const float* weights, std::size_t count, bool more, float* out,
-              std::size_t out_stride) {
+              std::size_t out_stride, Ahead ahead) {
   Vector sums[ROWS][WEIGHTS] = {};
   std::size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
+  for (; i + kLanes <= count; i += kLanes, ahead.at += ahead.step) {
+    for (int w = 0; w < ahead.rows; ++w) __builtin_prefetch(ahead.at + static_cast<std::size_t>(w) * ahead.stride, 0, 2);
     Vector right[WEIGHTS];
     for (int w = 0; w < WEIGHTS; ++w) right[w] = load(weights + w * kFloatColumns + i);
     for (int r = 0; r < ROWS; ++r) {
@@ -101,16 +111,33 @@ void panel_there(const FloatPanel& job) {
   }
 }
 
-template <int ROWS>
-void multiply_rows(const FloatPanel& job, std::size_t row, std::size_t at, std::size_t count) {
-  const float* source = job.source + row * job.source_stride + at;
-  float* out = job.out + row * job.stride;
-  int w = 0;
-  for (; w + kWide <= job.cols; w += kWide) {
-    multiply<ROWS, kWide>(source, job.source_stride, job.scratch + w * kFloatColumns, count, at > 0, out + w, job.stride);
+// `rows` rows of a job, kTall at most, with the `WEIGHTS` weight rows in its scratch.
+template <int WEIGHTS, int ROWS = kTall>
+void multiply_rows(const FloatPanel& job, int rows, const float* source, std::size_t count, bool more, float* out, Ahead ahead) {
+  if (rows == ROWS) {
+    return multiply<ROWS, WEIGHTS>(source, job.source_stride, job.scratch, count, more, out, job.stride, ahead);
   }
-  for (; w < job.cols; ++w) {
-    multiply<ROWS, 1>(source, job.source_stride, job.scratch + w * kFloatColumns, count, at > 0, out + w, job.stride);
+  if constexpr (ROWS > 1) multiply_rows<WEIGHTS, ROWS - 1>(job, rows, source, count, more, out, ahead);
+}
+
+// Weight rows from `w` on, and columns from `at` on, with all rows while they lie in the L1 cache; those that come
+// after them are fetched meanwhile.
+template <int WEIGHTS>
+void multiply_unpacked(const FloatPanel& job, int w, std::size_t at, std::size_t count) {
+  const std::uint8_t* weights = job.weight + static_cast<std::size_t>(w) * job.weight_stride + row_bytes(job.format, at);
+  for (int v = 0; v < WEIGHTS; ++v) {
+    unpack(job.format, weights + static_cast<std::size_t>(v) * job.weight_stride, count, job.scratch + v * kFloatColumns);
+  }
+  const std::size_t step = row_bytes(job.format, count) * kLanes / count;
+  const auto all = static_cast<int>(job.end - job.begin), tiles = (all + kTall - 1) / kTall;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int begin = all * tile / tiles, rows = all * (tile + 1) / tiles - begin;
+    const std::size_t row = job.begin + static_cast<std::size_t>(begin);
+    const int first = WEIGHTS * tile / tiles, last = WEIGHTS * (tile + 1) / tiles;
+    const Ahead ahead = {weights + static_cast<std::size_t>(WEIGHTS + first) * job.weight_stride, job.weight_stride,
+                         last - first, step};
+    const float* source = job.source + row * job.source_stride + at;
+    multiply_rows<WEIGHTS>(job, rows, source, count, at > 0, job.out + row * job.stride + w, ahead);
   }
 }
 
@@ -126,13 +153,9 @@ void float_panel(const FloatPanel& job) {
   }
   for (std::size_t at = 0; at < job.columns; at += kFloatColumns) {
     const std::size_t count = job.columns - at < kFloatColumns ? job.columns - at : kFloatColumns;
-    for (int w = 0; w < job.cols; ++w) {
-      unpack(job.format, job.weight + w * job.weight_stride + row_bytes(job.format, at), count,
-             job.scratch + w * kFloatColumns);
-    }
-    std::size_t row = job.begin;
-    for (; row + kTall <= job.end; row += kTall) multiply_rows<kTall>(job, row, at, count);
-    for (; row < job.end; ++row) multiply_rows<1>(job, row, at, count);
+    int w = 0;
+    for (; w + kWide <= job.cols; w += kWide) multiply_unpacked<kWide>(job, w, at, count);
+    for (; w < job.cols; ++w) multiply_unpacked<1>(job, w, at, count);
   }
 }
 
