@@ -51,12 +51,14 @@ from headrace.observability.recorder import Recorder
 from headrace.observability.snapshots import Snapshots
 from headrace.providers.base import Provider
 from headrace.providers.local import LocalProvider
+from headrace.providers.local_outlook import outlook
 from headrace.providers.remotes import remote_provider
 from headrace.registry.home import home
 from headrace.registry.pull import pull
 from headrace.router.decide import Router
 from headrace.router.health import Health
-from headrace.router.latency import Load, Speeds
+from headrace.router.latency import Speeds
+from headrace.router.plan import Speed
 
 TELL = 0.25  # seconds between two times that a process says what it has counted
 GRACE = 10.0  # seconds that running calls are given when the server stops
@@ -160,8 +162,9 @@ class App:
         cache = configuration.cache
         services = Services(
             now=Deployment.of(loaded, providers),
-            router=Router(Health(clock), Speeds(_load_of(providers)), lambda: qualities.values),
+            router=Router(Health(clock), _speeds_of(providers), lambda: qualities.values),
             record=_recording(recorder, lines if configuration.logging.requests else None),
+            recording=lambda: not recorder.losing,
             metrics=metrics,
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,
@@ -410,14 +413,22 @@ def _remote(configuration: Configuration, environ: Mapping[str, str]) -> dict[st
     }
 
 
-def _load_of(providers: Mapping[str, Provider]) -> Load:
-    """How many calls run or wait in the local engines."""
+def _speeds_of(providers: Mapping[str, Provider]) -> Speeds:
+    """What is learned of all providers; the local engines say themselves how busy they are."""
     local = providers.get(LOCAL)
+    if not isinstance(local, LocalProvider):
+        return Speeds()
 
     def load(provider: str, model: str) -> float | None:
-        if provider != LOCAL or not isinstance(local, LocalProvider):
+        if provider != LOCAL:
             return None
         counters = local.engine_of(model)[0].counters
         return counters.running + counters.waiting
 
-    return load
+    def said(provider: str, model: str, prompt_tokens: int) -> Speed | None:
+        if provider != LOCAL:
+            return None
+        expected = outlook(local.engine_of(model)[0].counters, prompt_tokens)
+        return None if expected is None else Speed(*expected)
+
+    return Speeds(load, said)

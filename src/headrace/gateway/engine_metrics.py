@@ -14,6 +14,22 @@ from headrace.runtime.request import Counters
 GAUGES: Mapping[str, tuple[str, str]] = {
     "running": ("headrace_engine_running", "Sequences that run now."),
     "waiting": ("headrace_engine_waiting", "Sequences that wait for room."),
+    "places": ("headrace_engine_places", "Sequences that may run at once."),
+    "queued_tokens": ("headrace_engine_queued_tokens", "Prompt tokens still to be computed."),
+    "chunk_tokens": (
+        "headrace_engine_chunk_tokens",
+        "Prompt tokens that a step computes beside sequences that decode.",
+    ),
+    "prefill_token_seconds": (
+        "headrace_engine_prefill_token_seconds",
+        "Time that computing a prompt token takes; 0 until it is known.",
+    ),
+    "step_seconds": ("headrace_engine_step_seconds", "Time of a step that only decodes."),
+    "turn_seconds": (
+        "headrace_engine_turn_seconds",
+        "Time from one end of a sequence to the next, while others wait for room.",
+    ),
+    "kv_block_tokens": ("headrace_engine_kv_block_tokens", "Positions of a KV block."),
     "kv_blocks_used": ("headrace_engine_kv_blocks_used", "KV blocks that sequences hold."),
     "kv_blocks_total": ("headrace_engine_kv_blocks", "KV blocks there are."),
     "kv_host_used": ("headrace_engine_kv_host_blocks_used", "KV blocks kept in host memory."),

@@ -50,7 +50,7 @@ class Trial:
         self._ended = False
         host = attempt.provider, attempt.upstream_model
         ground.router.health.begun(*host)
-        self._load = ground.router.speeds.begun(*host)
+        self._met = ground.router.speeds.begun(*host, ground.prompt_tokens)
         provider = ground.providers[attempt.provider]
         self._generation = answer(provider, request, attempt.upstream_model)
 
@@ -137,12 +137,12 @@ class Trial:
         router.speeds.ended(*host)
         late = False
         if (ttft := self._ttft()) is not None:
-            late = router.speeds.first(*host, self._ground.prompt_tokens, self._load, ttft)
+            late = router.speeds.first(*host, self._met, ttft)
         if failure is None:
             if ttft is not None and self.finished is not None and self._first is not None:
                 tokens = self.finished.usage.completion_tokens
                 if tokens > 1:
-                    router.speeds.between(*host, self._load, (now - self._first) / (tokens - 1))
+                    router.speeds.between(*host, self._met, (now - self._first) / (tokens - 1))
             (router.health.late if late else router.health.succeeded)(*host)
             return None, None
         if isinstance(failure, HeadraceError):

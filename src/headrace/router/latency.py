@@ -1,9 +1,10 @@
 """How long a model takes: learned from its calls, as a line in prompt length and load.
 
 TTFT of a host is `a + b * prompt tokens + c * load`, its ITL `a + c * load`; load is the number of
-calls that it serves at once, for our own engine those that run or wait in it. Each line is the
-least-squares fit over the calls so far, the older ones counting less and less (`MEMORY`); the
-slopes are drawn to zero until calls that differ have shown them.
+calls that it serves at once. Our own engine says itself what to expect of its queue and its KV
+cache: there TTFT and ITL are so many times what it says. Each line is the least-squares fit over
+the calls so far, the older ones counting less and less (`MEMORY`); until calls that differ have
+shown them, the slopes are drawn to zero, and that of what an engine says of itself to one.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from dataclasses import dataclass, field
 from headrace.router.plan import Speed, host_of
 
 MEMORY = 0.97  # what a call counts for after another one has come
-PULL = 0.05  # towards a slope of zero, in calls
+PULL = 0.05  # towards the slope that a fit begins with, in calls
 THOUSAND = 1000.0  # tokens, so that all terms are of about one size
 LATE_TIMES, LATE_SECONDS = 4.0, 1.0  # an answer is late at this many times and seconds over
 KNOWN = 8  # calls before a prediction can call an answer late
 
 # The calls that run or wait in the engine that serves a model, None where it is not known.
 Load = Callable[[str, str], float | None]
+# What an engine says of itself: what a prompt of so many tokens has to expect; None: nothing.
+Outlook = Callable[[str, str, int], Speed | None]
 
 
 class Line:
@@ -68,6 +71,24 @@ class Line:
             free = [i for k, i in enumerate(free) if k not in below]
 
 
+class Ratio:
+    """How many times what was said came: a weighted least-squares fit through zero."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._said = self._came = PULL
+
+    def add(self, terms: Sequence[float], value: float) -> None:
+        """Learn that `value` came where the one term was said."""
+        self.count += 1
+        self._said = MEMORY * self._said + terms[0] * terms[0]
+        self._came = MEMORY * self._came + terms[0] * value
+
+    def at(self, terms: Sequence[float]) -> float:
+        """The value to expect where the one term is said."""
+        return terms[0] * self._came / self._said
+
+
 def solved(rows: list[list[float]]) -> list[float]:
     """The solution of a small symmetric positive definite system, its right side the last
     column, by elimination; changes `rows`."""
@@ -84,25 +105,61 @@ def solved(rows: list[list[float]]) -> list[float]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What a call met: the calls that its host served, and what an engine said of itself."""
+
+    prompt_tokens: int
+    load: float
+    outlook: Speed | None = None
+
+    @property
+    def ttft_terms(self) -> tuple[float, ...]:
+        """What the TTFT is fitted to."""
+        if self.outlook is not None:
+            return (self.outlook.ttft,)
+        return 1.0, self.prompt_tokens / THOUSAND, self.load
+
+    @property
+    def itl_terms(self) -> tuple[float, ...]:
+        """What the ITL is fitted to."""
+        return (1.0, self.load) if self.outlook is None else (self.outlook.itl,)
+
+
+@dataclass(slots=True)
+class _Fits:
+    ttft: Line | Ratio
+    itl: Line | Ratio
+
+
 @dataclass(slots=True)
 class _Host:
-    ttft: Line = field(default_factory=lambda: Line(3))
-    itl: Line = field(default_factory=lambda: Line(2))
+    seen: _Fits = field(default_factory=lambda: _Fits(Line(3), Line(2)))
+    said: _Fits = field(default_factory=lambda: _Fits(Ratio(), Ratio()))
     running: int = 0
+
+    def fits(self, met: Met) -> _Fits:
+        """Those that a call is part of."""
+        return self.seen if met.outlook is None else self.said
 
 
 class Speeds:
     """Finished calls in, predictions out. For one event loop: no lock."""
 
-    def __init__(self, load: Load = lambda provider, model: None) -> None:
+    def __init__(
+        self,
+        load: Load = lambda provider, model: None,
+        outlook: Outlook = lambda provider, model, prompt_tokens: None,
+    ) -> None:
         self._load = load
+        self._outlook = outlook
         self._hosts: dict[str, _Host] = {}
 
-    def begun(self, provider: str, model: str) -> float:
-        """A call goes to the host; the load that it meets. Each needs its `ended`."""
-        load = self.load(provider, model)
+    def begun(self, provider: str, model: str, prompt_tokens: int) -> Met:
+        """A call goes to the host; what it meets. Each needs its `ended`."""
+        met = self._meets(provider, model, prompt_tokens)
         self._host(provider, model).running += 1
-        return load
+        return met
 
     def ended(self, provider: str, model: str) -> None:
         """The call is over, however it ended."""
@@ -115,31 +172,36 @@ class Speeds:
         theirs = self._load(provider, model)
         return ours if theirs is None else max(ours, theirs)
 
-    def first(
-        self, provider: str, model: str, prompt_tokens: int, load: float, seconds: float
-    ) -> bool:
+    def first(self, provider: str, model: str, met: Met, seconds: float) -> bool:
         """Learn the TTFT of one call; whether it came late by what was known before."""
-        line = self._host(provider, model).ttft
-        terms = (1.0, prompt_tokens / THOUSAND, load)
+        fit = self._host(provider, model).fits(met).ttft
         late = False
-        if line.count >= KNOWN:
-            expected = line.at(terms)
+        if fit.count >= KNOWN:
+            expected = fit.at(met.ttft_terms)
             late = seconds > LATE_TIMES * expected and seconds > expected + LATE_SECONDS
-        line.add(terms, seconds)
+        fit.add(met.ttft_terms, seconds)
         return late
 
-    def between(self, provider: str, model: str, load: float, seconds: float) -> None:
+    def between(self, provider: str, model: str, met: Met, seconds: float) -> None:
         """Learn the mean ITL of one call."""
-        self._host(provider, model).itl.add((1.0, load), seconds)
+        self._host(provider, model).fits(met).itl.add(met.itl_terms, seconds)
 
     def predicted(self, provider: str, model: str, prompt_tokens: int) -> Speed | None:
-        """What a call made now has to expect; None where no call has finished yet."""
+        """What a call made now has to expect; None where no call has finished yet, and no engine
+        says it."""
+        met = self._meets(provider, model, prompt_tokens)
         host = self._hosts.get(host_of(provider, model))
-        if host is None or host.ttft.count == 0:
-            return None
-        load = self.load(provider, model)
-        itl = host.itl.at((1.0, load)) if host.itl.count else 0.0
-        return Speed(host.ttft.at((1.0, prompt_tokens / THOUSAND, load)), itl)
+        fits = None if host is None else host.fits(met)
+        if fits is None or fits.ttft.count == 0:
+            return met.outlook
+        itl = 0.0 if met.outlook is None else met.outlook.itl
+        if fits.itl.count:
+            itl = fits.itl.at(met.itl_terms)
+        return Speed(fits.ttft.at(met.ttft_terms), itl)
+
+    def _meets(self, provider: str, model: str, prompt_tokens: int) -> Met:
+        outlook = self._outlook(provider, model, prompt_tokens)
+        return Met(prompt_tokens, self.load(provider, model), outlook)
 
     def _host(self, provider: str, model: str) -> _Host:
         name = host_of(provider, model)

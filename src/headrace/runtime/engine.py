@@ -300,10 +300,17 @@ class Engine:
 
     def counters(self) -> Counters:
         """The engine's state in numbers."""
-        host = self.pool.host
+        host, pace = self.pool.host, self.scheduler.pace
         return Counters(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
+            places=self.limits.sequences,
+            queued=self.scheduler.queued(),
+            chunk_tokens=pace.chunk(self.limits.step, self.limits.batch_tokens),
+            prefill_token_seconds=pace.per_prefill_token or 0.0,
+            step_seconds=pace.decode or 0.0,
+            turn_seconds=pace.turn or 0.0,
+            kv_block_tokens=self.pool.block_size,
             kv_blocks_used=self.pool.used,
             kv_blocks_total=self.pool.blocks,
             kv_evictions=self.pool.evictions,

@@ -234,6 +234,9 @@ class Loop:
                 sequence.over = True
                 self.scheduler.remove(sequence)
             found.append(taken)
+        ends = sum(taken.reason is not None for taken in found)
+        if ends:
+            self.pace.ends(now, ends, crowded=bool(self.scheduler.waiting))
         self.measured(flight, sampled.seconds, sum(len(one.tokens) for one in found))
         return found
 

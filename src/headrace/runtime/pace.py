@@ -15,6 +15,8 @@ class Pace:
 
     decode: float | None = None  # of a step that only decodes
     per_prefill_token: float | None = None  # on top of that
+    turn: float | None = None  # from one end of a sequence to the next, while others wait
+    ended: float | None = None  # the last that one ended while others waited; engine's clock
 
     def measured(self, decode_rows: int, prefill_tokens: int, seconds: float) -> None:
         """Note what a step took."""
@@ -23,6 +25,12 @@ class Pace:
         elif prefill_tokens >= ENOUGH:
             own = seconds - (self.decode or 0.0) if decode_rows else seconds
             self.per_prefill_token = smooth(self.per_prefill_token, max(own, 0.0) / prefill_tokens)
+
+    def ends(self, now: float, count: int, *, crowded: bool) -> None:
+        """Note that `count` sequences end; `crowded`, that others wait for the room they leave."""
+        if crowded and self.ended is not None:
+            self.turn = smooth(self.turn, (now - self.ended) / count)
+        self.ended = now if crowded else None
 
     def prefill_seconds(self, tokens: int) -> float:
         """What computing so many prompt tokens takes; a millisecond at least."""

@@ -175,8 +175,15 @@ class Counters:
 
     running: int = 0
     waiting: int = 0
+    places: int = 0  # sequences that may run at once
+    queued: Sequence[int] = ()  # tokens of prompts to be computed, by the bits of a prompt's count
+    chunk_tokens: int = 0  # of prompts, that a step computes beside sequences that decode
+    prefill_token_seconds: float = 0.0  # what computing one takes; so do the next two: 0 unknown
+    step_seconds: float = 0.0  # of a step that only decodes
+    turn_seconds: float = 0.0  # from one end of a sequence to the next, while others wait
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
+    kv_block_tokens: int = 0  # positions of one
     kv_evictions: int = 0
     kv_host_used: int = 0  # blocks in host memory
     kv_host_total: int = 0
@@ -192,6 +199,11 @@ class Counters:
     accepted: int = 0
     adapters: int = 0  # those that requests may name
     adapter_bytes: int = 0
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens of all prompts that are still to be computed."""
+        return sum(self.queued)
 
 
 class RequestRefused(ValueError):

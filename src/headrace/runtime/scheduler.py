@@ -93,6 +93,17 @@ class Scheduler:
         self.pool.release(sequence.table)
         self.changes += 1
 
+    def queued(self) -> list[int]:
+        """Prompt tokens that are still to be computed: at place i those of sequences that have
+        left a count of i bits, since short ones go first; where they do not, all at place 0."""
+        found = [0]
+        for left in (one.pending for who in (self.running, self.waiting) for one in who):
+            bits = left.bit_length() if self.limits.by_ratio else 0
+            if left > 1:
+                found.extend([0] * (bits + 1 - len(found)))
+                found[bits] += left
+        return found
+
     def late(self, now: float) -> list[Sequence]:
         """Those that wait and can no longer have their first token when they need it."""
         return [sequence for sequence in self.waiting if self.slack(sequence, now) < 0]

@@ -22,6 +22,7 @@ from headrace.protocol.generation import (
 )
 from headrace.providers.base import Classifier, Embedder, Ranker, answer
 from headrace.providers.local import LocalProvider
+from headrace.providers.local_outlook import outlook
 from headrace.providers.remote import RemoteProvider
 from tests.fakes.upstream import FakeUpstream
 from tests.unit.providers.calling import provider
@@ -71,6 +72,26 @@ async def test_what_would_come_too_late_is_refused_and_says_so(local: LocalProvi
         await ask(local, objectives=Objectives(ttft=1e-9))
     assert (refused.value.status, refused.value.code) == (503, "ttft_target_missed")
     assert refused.value.retry_after is not None
+
+
+async def test_a_call_behind_a_queue_has_longer_to_wait_by_what_the_engine_says(
+    local: LocalProvider,
+) -> None:
+    for number in range(3):  # by then it knows what a token takes
+        await ask(local, prompt=f"{number}" * 400)
+    engine = local.engines["ref"]
+    idle = outlook(engine.counters, 400)
+    queue = [
+        asyncio.create_task(ask(local, prompt=f"{number}" * 400, tenant=f"{number}"))
+        for number in range(40)
+    ]
+    busy = idle
+    while not all(one.done() for one in queue):
+        await asyncio.wait(queue, timeout=0.001, return_when=asyncio.FIRST_COMPLETED)
+        busy = max(busy or (0.0, 0.0), outlook(engine.counters, 400) or (0.0, 0.0))
+    assert idle is not None
+    assert busy is not None
+    assert busy[0] > 2 * idle[0]
 
 
 async def test_best_of_says_its_choice_in_one_piece(local: LocalProvider) -> None:
