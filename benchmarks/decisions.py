@@ -19,7 +19,15 @@ from setting import keep, setting
 from headrace.cache.exact import ExactCache
 from headrace.cache.flight import SingleFlight
 from headrace.cache.key import cache_key
-from headrace.config.schema import Configuration, Match, Model, Route, Within
+from headrace.config.schema import (
+    Configuration,
+    Match,
+    Model,
+    Price,
+    Route,
+    UpstreamProvider,
+    Within,
+)
 from headrace.protocol.errors import UpstreamError
 from headrace.protocol.generation import (
     Event,
@@ -34,7 +42,7 @@ from headrace.providers.openai_chunks import Translator
 from headrace.router.decide import Router
 from headrace.router.facts import facts_of
 from headrace.router.health import Health
-from headrace.router.latency import Speeds
+from headrace.router.latency import Met, Speeds
 from headrace.router.rules import Rulebook
 
 TOKENS = 1000
@@ -60,7 +68,11 @@ def configuration(routes: int) -> Configuration:
         hedge_after=1.0,
     )
     return Configuration(
-        models={f"m{i}": Model(source=f"s{i}", provider=f"p{i % 10}") for i in range(10)},
+        providers={f"p{i}": UpstreamProvider() for i in range(10)},
+        models={
+            f"m{i}": Model(source=f"s{i}", provider=f"p{i}", price=Price(input=1.0 + i, output=2.0))
+            for i in range(10)
+        },
         routes=(
             Route(name="first", when=Match(model="first"), attempts=("m0", "m1")),
             *(
@@ -77,8 +89,8 @@ def known() -> Router:
     router = Router(Health(time.monotonic), Speeds())
     for i in range(10):
         for _ in range(20):
-            router.speeds.first(f"p{i % 10}", f"s{i}", 100 * i, 1.0, 0.1 * i)
-            router.speeds.between(f"p{i % 10}", f"s{i}", 1.0, 0.01)
+            router.speeds.first(f"p{i % 10}", f"s{i}", Met(100 * i, 1.0), 0.1 * i)
+            router.speeds.between(f"p{i % 10}", f"s{i}", Met(100 * i, 1.0), 0.01)
     for _ in range(3):
         router.health.failed("p2", "s2", UpstreamError("it broke"))
     return router
