@@ -73,6 +73,7 @@ void Buffer::grow(std::size_t rows) {
     const std::size_t whole = (rows + kTileRows - 1) / kTileRows * kTileRows;
     codes.grow(product(whole, kPlanes * width));
     brains.grow(product(whole, 2 * width));
+    if (halves_read) halves.grow(product(whole, 4 * width));
     blocks.grow(product(product(whole, width / kBlock), sizeof(ActivationBlock)));
   }
 }
@@ -189,8 +190,10 @@ void Model::add_linear(Buffer& out, Buffer& source, const std::vector<std::size_
     require(part.columns == source.width, "linear: a weight's columns are not the source's width");
     pack(part);
     part.brains = kernels_.brain_panels && !exact_ && (part.packed || (is_float(part.format) && part.columns % kBlock == 0));
+    part.halves = part.brains && part.format == Format::BF16;
     bytes = bytes || part.packed || part.brains;
     source.codes_read = source.codes_read || part.packed;
+    source.halves_read = source.halves_read || part.halves;
     op.parts.push_back({&part, column});
     column += part.rows;
   }
@@ -395,6 +398,7 @@ std::string Model::product_name(const Weight& weight, bool given) const {
   std::string name = given && weight.brains ? "amx-bf16 for prompts, " : "";
   if (weight.packed && uses_tiles(weight)) name += "amx-int8 from " + std::to_string(tile_crossover_) + " rows on, ";
   if (!name.empty()) name += "else ";
+  if (weight.halves) return name + "amx-bf16 with activations in two halves";
   return name + (weight.packed ? kernels_.integer : kernels_.vectors + std::string("-float32"));
 }
 

@@ -36,7 +36,7 @@ std::size_t measure_crossover(const Kernels& kernels) {
   const Region codes(kTileRows * kColumns * kPlanes), blocks(kTileRows * kBlocks * sizeof(ActivationBlock));
   const Region out(kTileRows * kPanelRows * sizeof(float)), scratch(kTileScratch * sizeof(float));
   const auto job = [&](std::size_t rows) {
-    const Activations source = {codes.as<std::int8_t>(), blocks.as<ActivationBlock>(), nullptr, kColumns};
+    const Activations source = {codes.as<std::int8_t>(), blocks.as<ActivationBlock>(), nullptr, nullptr, kColumns};
     return IntegerPanels{PanelKind::Q4Min, panel.data(), source, 0, rows, out.as<float>(), kPanelRows, kPanelRows};
   };
   const auto quicker = [&](std::size_t rows) {

@@ -26,9 +26,12 @@ void each_chunk(std::size_t width, std::size_t first, std::size_t last, Work&& w
 
 void Model::encode(const Buffer& buffer, std::size_t row, std::size_t first, std::size_t last) const {
   const bool given = by_token(buffer) && step_.given[row];
-  if (!given && !buffer.codes_read) return;  // floats alone are read
-  const auto quantise = given ? kernels_.round_to_brain : kernels_.quantise;
-  quantise(buffer.row(row) + first, (last - first) / kBlock, buffer.activations(), row, first / kBlock);
+  const auto to = [&](auto quantise) {
+    quantise(buffer.row(row) + first, (last - first) / kBlock, buffer.activations(), row, first / kBlock);
+  };
+  if (given) return to(kernels_.round_to_brain);
+  if (buffer.codes_read) to(kernels_.quantise);
+  if (buffer.halves_read) to(kernels_.halve);
 }
 
 const float* Model::logits_of(std::size_t sample) const { return logits_->row(sample); }

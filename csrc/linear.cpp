@@ -76,7 +76,8 @@ void Model::execute(const LinearOp& op, std::size_t first, std::size_t last, int
     const Columns columns = {part, unit * kUnitRows, std::min((unit + count) * kUnitRows, weight.rows)};
     const auto multiply = [&](RowRange range, bool given) {
       const auto multiply_by = [&](const Columns& these) {
-        weight.packed ? in_integers(op, these, range, member) : in_floats(op, these, range, member);
+        if (weight.packed) return in_integers(op, these, range, member);
+        weight.halves ? in_halves(op, these, range, member) : in_floats(op, these, range, member);
       };
       if (given && weight.brains) return in_brains(op, columns, range, member);
       multiply_by(columns);
@@ -165,6 +166,16 @@ void Model::in_integers(const LinearOp& op, const Columns& columns, RowRange row
   if (rows.begin < tiles.begin) kernels_.integer_panels(job({rows.begin, tiles.begin}));
   if (tiles.begin < tiles.end) kernels_.tile_panels(job(tiles), scratch_of(member));
   if (tiles.end < rows.end) kernels_.integer_panels(job({tiles.end, rows.end}));
+  add_bias(op, columns, rows);
+}
+
+void Model::in_halves(const LinearOp& op, const Columns& columns, RowRange rows, int member) const {
+  const Weight& weight = *columns.part->weight;
+  for (std::size_t at = columns.begin; at < columns.end; at += kUnitRows) {
+    kernels_.half_panels({weight.data + at * weight.stride(), weight.stride(), op.source->activations(), rows.begin, rows.end,
+                          op.out->floats.as<float>() + columns.part->column + at, op.out->width,
+                          static_cast<int>(std::min(kUnitRows, columns.end - at))}, scratch_of(member));
+  }
   add_bias(op, columns, rows);
 }
 

@@ -113,6 +113,7 @@ class Model {
   std::size_t turns(const LinearOp& op) const;
   void gate(const LinearOp& op, const Columns& columns, RowRange rows) const;
   void in_integers(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
+  void in_halves(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   void in_floats(const LinearOp& op, const Columns& columns, RowRange rows, int member) const;
   void add_bias(const LinearOp& op, const Columns& columns, RowRange rows) const;
   void attend_whole(const AttentionTile& tile, int member);

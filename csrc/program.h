@@ -25,6 +25,7 @@ struct Weight {
   const std::uint8_t* packed = nullptr;  // panels; null where the weight is read as it lies
   PanelKind kind{};
   bool brains = false;  // rows of given tokens are multiplied in bfloat16: packed, or floats as they lie
+  bool halves = false;  // and others as the sum of two bfloat16 a value, which loses nothing of the weight
   std::vector<float> floats;  // the values of a vector (norm weight, bias), float32
 
   std::size_t stride() const { return row_bytes(format, columns); }
@@ -41,16 +42,19 @@ struct Buffer {
   std::size_t width;
   bool bytes = false;  // kernels read its rows in bytes or bfloat16
   bool codes_read = false;  // an integer kernel is one of them
+  bool halves_read = false;  // so are tiles that read two bfloat16 a value
   bool pooled = false;  // one row a sequence
   Region floats;
   Region codes;
   Region blocks;
   Region brains;
+  Region halves;
 
   void grow(std::size_t rows);
   float* row(std::size_t index) const { return floats.as<float>() + index * width; }
   Activations activations() const {
-    return {codes.as<std::int8_t>(), blocks.as<ActivationBlock>(), brains.as<std::uint16_t>(), width};
+    return {codes.as<std::int8_t>(), blocks.as<ActivationBlock>(), brains.as<std::uint16_t>(), halves.as<std::uint16_t>(),
+            width};
   }
 };
 

@@ -35,6 +35,9 @@ struct Activations {
   std::int8_t* codes;
   ActivationBlock* blocks;
   std::uint16_t* brains;  // bfloat16, [rows / 16, columns / 32, 16, 32]
+  // Each value's nearest bfloat16, and that of what it leaves, [rows / 16, columns / 32, 2, 16, 16, 2]: a
+  // tile's line has two columns of 16 rows.
+  std::uint16_t* halves;
   std::size_t columns;
   std::size_t block_index(std::size_t row, std::size_t block) const {
     return (row / kTileRows * (columns / kBlock) + block) * kTileRows + row % kTileRows;
@@ -98,6 +101,19 @@ struct BrainPanels {
 constexpr std::size_t kBrainBlocks = 18;  // of columns, unpacked at a time: two panels of them fit the L1 cache
 constexpr std::size_t kBrainRows = 1024;   // at most, end - begin
 constexpr std::size_t kBrainScratch = 2 * kPanelRows * (kBrainBlocks * kBlock / 2 + kBrainRows + 2 * kTileRows);
+
+// out[row, 0..cols) = source[row] · weight rows in bfloat16 as they lie, of each activation its halves, for rows
+// [begin, end).
+struct HalfPanels {
+  const std::uint8_t* weights;  // of the first column
+  std::size_t weight_stride;    // bytes
+  Activations source;
+  std::size_t begin, end;
+  float* out;  // row 0, first column
+  std::size_t stride;
+  int cols;  // 1..32
+};
+constexpr std::size_t kHalfScratch = 6 * kTileRows * kPanelRows;  // sums and copies of weights
 
 // out[row, 0..cols) = source[row] · weight rows, computed in float32; up to kFloatRows rows.
 constexpr int kFloatRows = 32;
@@ -241,6 +257,9 @@ struct Kernels {
   // In bfloat16; null where the level has no such tiles. `round_to_brain` is its `quantise`.
   void (*round_to_brain)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
   void (*brain_panels)(const BrainPanels&, float* scratch);
+  // In halves; null where the level has no such tiles. `halve` is its `quantise`. Scratch has kHalfScratch floats.
+  void (*half_panels)(const HalfPanels&, float* scratch);
+  void (*halve)(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
   void (*float_panel)(const FloatPanel&);
   void (*adapt)(const LowRankRows&);
   void (*rotate_and_write)(const RotateRow&);

@@ -40,9 +40,13 @@ const Kernels kKernels = {
 #if defined(__AMX_BF16__)
     .round_to_brain = round_to_brain,
     .brain_panels = brain_panels,
+    .half_panels = half_panels,
+    .halve = halve,
 #else
     .round_to_brain = nullptr,
     .brain_panels = nullptr,
+    .half_panels = nullptr,
+    .halve = nullptr,
 #endif
     .float_panel = float_panel,
     .adapt = adapt,

@@ -21,7 +21,9 @@ void quantise(const float* source, std::size_t blocks, const Activations& out, s
 void integer_panels(const IntegerPanels& job);
 void tile_panels(const IntegerPanels& job, float* scratch);
 void round_to_brain(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
+void halve(const float* source, std::size_t blocks, const Activations& out, std::size_t row, std::size_t first);
 void brain_panels(const BrainPanels& job, float* scratch);
+void half_panels(const HalfPanels& job, float* scratch);
 void float_panel(const FloatPanel& job);
 void adapt(const LowRankRows& job);
 void rotate_and_write(const RotateRow& job);

@@ -164,6 +164,7 @@ class App:
             now=Deployment.of(loaded, providers),
             router=Router(Health(clock), _speeds_of(providers), lambda: qualities.values),
             record=_recording(recorder, lines if configuration.logging.requests else None),
+            recording=lambda: not recorder.losing,
             metrics=metrics,
             cache=ExactCache(cache.ttl, cache.max_bytes, clock) if cache.enabled else None,
             admission=admission,

@@ -191,6 +191,22 @@ async def test_texts_are_put_under_the_models_labels(
         assert one["num_classes"] == len(one["probs"]) == 3
 
 
+async def test_coheres_client_reads_the_same_labels(
+    client: openai.AsyncOpenAI, gateway: Running
+) -> None:
+    texts = ["w1 w2", "w7"]
+    body = {"model": "classifier", "input": texts}
+    told = (await client.post("/classify", body=body, cast_to=dict[str, Any]))["data"]
+    async with cohere.AsyncClient(api_key="none", base_url=gateway.url) as other:
+        answer = await other.classify(model="classifier", inputs=texts)
+    assert [one.input for one in answer.classifications] == texts
+    for one, same in zip(answer.classifications, told, strict=True):
+        assert one.prediction == same["label"]
+        assert one.confidence == same["scores"][same["label"]]
+        scores = {label: value.confidence for label, value in one.labels.items()}
+        assert scores == same["scores"]
+
+
 async def test_many_callers_at_once_each_get_their_own(
     client: openai.AsyncOpenAI, gateway: Running
 ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
+from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,8 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from headrace.gateway import request_ids
 from headrace.gateway.conversation import StoredResponses
 from headrace.gateway.counting import Counting
-from headrace.gateway.door import Door
+from headrace.gateway.door import Door, Refuse
 from headrace.gateway.endpoints import JSON, Endpoints
+from headrace.gateway.faults import disk_full
 from headrace.gateway.formats import format_of_path
 from headrace.gateway.hosts import Hosts
 from headrace.gateway.key_admin import key_routes
@@ -31,6 +34,7 @@ from headrace.protocol.errors import (
     InternalFault,
     MethodNotAllowed,
     NotFound,
+    StorageFull,
 )
 from headrace.protocol.generation import Endpoint
 from headrace.protocol.hosts import is_loopback
@@ -101,6 +105,20 @@ def build(
             media_type=JSON,
         )
 
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers=_handlers(failed),
+    )
+    app.router.redirect_slashes = False  # an unknown path is said to be unknown
+    host = services.configuration.server.host
+    door = Door(_Straight(answering, app), services.keyring, services.admin_key, failed)
+    return Hosts(door, services.keyring, host, failed) if is_loopback(host) else door
+
+
+def _handlers(failed: Refuse) -> dict[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    """What answers each kind of error; `failed` makes the answer of a known one."""
+
     async def on_known(request: Request, error: Exception) -> Response:
         if not isinstance(error, HeadraceError):
             raise TypeError("not an error of this platform") from error
@@ -122,23 +140,23 @@ def build(
             response.headers[name] = value
         return response
 
+    async def on_storage(request: Request, error: Exception) -> Response:
+        if not disk_full(error):
+            raise error
+        log.error("'%s' is refused, since the disk is full: %s", request.url.path, error)
+        return failed(request, StorageFull())
+
     async def on_unexpected(request: Request, error: Exception) -> Response:
         # The server logs the traceback: it is raised again behind this answer.
         return failed(request, InternalFault())
 
-    app = Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        exception_handlers={
-            HeadraceError: on_known,
-            HTTPException: on_http,
-            Exception: on_unexpected,
-        },
-    )
-    app.router.redirect_slashes = False  # an unknown path is said to be unknown
-    host = services.configuration.server.host
-    door = Door(_Straight(answering, app), services.keyring, services.admin_key, failed)
-    return Hosts(door, services.keyring, host, failed) if is_loopback(host) else door
+    return {
+        HeadraceError: on_known,
+        HTTPException: on_http,
+        OSError: on_storage,
+        DBAPIError: on_storage,
+        Exception: on_unexpected,
+    }
 
 
 class _Straight:

@@ -12,11 +12,12 @@ from starlette.responses import Response
 
 from headrace.gateway.call import Call
 from headrace.gateway.door import HOLDER
+from headrace.gateway.faults import fault_of
 from headrace.gateway.keyring import Charge
 from headrace.gateway.queries import query_of
 from headrace.gateway.services import Services
 from headrace.observability.conversations import StoredResponse
-from headrace.protocol.errors import InternalFault, NotFound
+from headrace.protocol.errors import NotFound
 from headrace.protocol.generation import AnyRequest, GenerationRequest, Message
 from headrace.protocol.responses import INSTRUCTIONS, PREVIOUS, STORE
 from headrace.protocol.responses_answer import deleted_body, turn_of, whole_body
@@ -66,9 +67,9 @@ async def remember(services: Services, call: Call, request: AnyRequest) -> None:
     )
     try:
         await asyncio.to_thread(conversations.keep, response)
-    except SQLAlchemyError:
+    except SQLAlchemyError as error:
         log.exception("The response of call %s could not be stored.", call.id)
-        raise InternalFault("The response could not be stored.") from None
+        raise fault_of(error, "The response could not be stored.") from None
 
 
 def _remembered(request: GenerationRequest) -> tuple[Message, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -75,7 +76,8 @@ class Endpoints:
         return Response(b'{"status":"ok"}', media_type=JSON)
 
     async def ready(self, request: Request) -> Response:
-        """GET /health/ready: 200 where at least one configured model can be served, else 503."""
+        """GET /health/ready: 200 where at least one configured model can be served, else 503; and
+        whether calls are recorded, which they are served without."""
         services = self._services
         cooling = services.router.health.cooling()
         for model in services.configuration.models.values():
@@ -84,13 +86,18 @@ class Endpoints:
                 (model.provider, host_of(model.provider, model.upstream))
             )
             if well and provider.ready(model.upstream):
-                return Response(b'{"status":"ready"}', media_type=JSON)
-        return Response(b'{"status":"not ready"}', status_code=503, media_type=JSON)
+                return _state(200, "ready", services)
+        return _state(503, "not ready", services)
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, for Prometheus."""
         body = await asyncio.to_thread(self._services.metrics.render)
         return Response(body, headers={"content-type": CONTENT_TYPE})
+
+
+def _state(code: int, status: str, services: Services) -> Response:
+    body = msgspec.json.encode({"status": status, "recording": services.recording()})
+    return Response(body, status_code=code, media_type=JSON)
 
 
 def _of_engine(engine: EngineProcess, about: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ DELETE /admin/keys/{name}     revoke; no call after the answer is let in
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,6 +27,7 @@ from headrace.protocol.errors import InvalidField, NotFound
 from headrace.protocol.json import decode_object
 
 JSON = "application/json"
+log = logging.getLogger(__name__)
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Name = Annotated[str, Meta(pattern=r"^[\x21-\x7e]([\x20-\x7e]{0,62}[\x21-\x7e])?$")]
 
@@ -83,7 +86,10 @@ async def _create(keyring: Keyring, request: Request) -> Response:
         made, secret = await asyncio.to_thread(lambda: keyring.opened().create(wish.key()))
     except KeyExists:
         raise InvalidField("name", f"the name '{wish.name}' is or was in use.") from None
-    await asyncio.to_thread(keyring.changed)
+    try:
+        await asyncio.to_thread(keyring.changed)
+    except SQLAlchemyError as error:  # the key is there, and its secret is told only now
+        log.error("The key '%s' is not in force yet: %s", made.name, error)
     return Response(msgspec.json.encode({**_shown(made), "key": secret}), 201, None, JSON)
 
 

@@ -20,12 +20,12 @@ from starlette.types import Receive
 
 from headrace.gateway.admission import too_large
 from headrace.gateway.disconnect import ClientGone
+from headrace.gateway.faults import fault_of
 from headrace.protocol.errors import (
     InvalidField,
     MalformedBody,
     PermissionDenied,
     RequestTimeout,
-    ServiceError,
 )
 
 SILENCE = 60.0  # seconds between two pieces of a body
@@ -96,7 +96,7 @@ async def read_form(
         await asyncio.to_thread(reader.finish)
         yield reader.form
     except OSError as error:
-        raise ServiceError(f"The body could not be stored: {error.strerror}.") from error
+        raise fault_of(error, f"The body could not be stored: {error.strerror}.") from error
     finally:
         await asyncio.to_thread(reader.close)
 

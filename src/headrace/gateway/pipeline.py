@@ -27,6 +27,7 @@ from headrace.gateway.connection import Client, client_of
 from headrace.gateway.conversation import remember, resumed
 from headrace.gateway.disconnect import ClientGone, client_present, close
 from headrace.gateway.door import HOLDER
+from headrace.gateway.faults import fault_of
 from headrace.gateway.formats import FORMATS, FORMS
 from headrace.gateway.frames import collect, heartbeats, pass_on, stream
 from headrace.gateway.headers import headers_of
@@ -35,7 +36,7 @@ from headrace.gateway.lookup import HEADER, Lookup, Wish, wish_of
 from headrace.gateway.multipart import FORM_BYTES, Form, read_form
 from headrace.gateway.reply import Reply, decision_headers
 from headrace.gateway.services import Services
-from headrace.protocol.errors import HeadraceError, InternalFault, Overloaded
+from headrace.protocol.errors import HeadraceError, Overloaded
 from headrace.protocol.generation import AnyRequest, Endpoint, GenerationRequest
 from headrace.protocol.json import decode_object
 from headrace.protocol.media import Attachment, MediaRequest
@@ -124,9 +125,9 @@ class Generations:
             error = problem
         except asyncio.CancelledError:  # the server stops, and has waited long enough
             error = Overloaded("The server is shutting down.", retry_after=1.0)
-        except Exception:
+        except Exception as fault:
             log.exception("Call %s failed.", call.id)
-            error = InternalFault(f"The server had an internal error. Request id: {call.id}.")
+            error = fault_of(fault, f"The server had an internal error. Request id: {call.id}.")
         if not reply.complete:
             status = 200 if reply.started else reply.form.error_status(error)
             account(services, call, "error", status, error)

@@ -64,7 +64,8 @@ class Services:
     """The rooms behind the door, and the clocks and the randomness they share.
 
     `now` is what new calls get; it is replaced as a whole when the configuration changes.
-    `record` takes the record of each call; it must be quick and must not raise. `cache` is None
+    `record` takes the record of each call; it must be quick and must not raise; `recording` says
+    whether records are kept now. `cache` is None
     where caching is off, `conversations` where content is not kept. `locally` counts the calls
     that somebody waits for on our own engines. `uploads` is the folder where files of requests are
     while they run. `clock` gives monotonic seconds, `wall` Unix time.
@@ -74,6 +75,7 @@ class Services:
     now: Deployment
     router: Router
     record: Callable[[CallRecord], None]
+    recording: Callable[[], bool]
     metrics: Metrics
     cache: ExactCache | None
     admission: Admission

@@ -80,6 +80,11 @@ class Recorder:
         """Calls that were not recorded, and journal entries that could not be read back."""
         return self._lost
 
+    @property
+    def losing(self) -> bool:
+        """Whether the last call could not be recorded."""
+        return self._losing
+
     def record(self, record: CallRecord) -> None:
         """Write one call to the journal. Never raises: a call that cannot be written is lost."""
         try:

@@ -44,9 +44,10 @@ class RankRequest(Struct, frozen=True, kw_only=True):
 
 
 class ClassificationRequest(Struct, frozen=True, kw_only=True):
-    """Texts to put under a model's labels."""
+    """Texts to put under a model's labels; `dialect` is whose words the caller used."""
 
     endpoint: Literal["classify"] = "classify"
+    dialect: Literal["vllm", "cohere"] = "vllm"
     model: str
     input: tuple[Input, ...]
     tenant: str = ""

@@ -186,6 +186,16 @@ class InternalFault(ServiceError):
         super().__init__(message)
 
 
+class StorageFull(ServiceError):
+    """What is asked for has to be stored, and the server's disk is full."""
+
+    status = 507
+    code = "insufficient_storage"
+
+    def __init__(self) -> None:
+        super().__init__("The server's disk is full; nothing was stored.")
+
+
 class UpstreamError(ServiceError):
     """A provider answered with an error, with nonsense, or broke off."""
 

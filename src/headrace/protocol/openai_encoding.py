@@ -1,7 +1,7 @@
 """Bodies of embeddings, rerank and classify, both ways.
 
 Source: the OpenAI API reference (embeddings); Cohere's and Jina's rerank references, whose answers
-are one object here; vLLM's classification API.
+are one object here; vLLM's classification API, and Cohere's (version 1).
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ class EmbeddingBody(Struct, kw_only=True):
 
 
 class ClassificationBody(Struct, kw_only=True):
-    """Texts to put under labels."""
+    """Texts to put under labels: `input`, or `inputs` as Cohere's clients say."""
 
     model: ModelName
-    input: str | list[Any]
+    input: str | list[Any] | None = None
+    inputs: list[str] | None = None
 
 
 class RankBody(Struct, kw_only=True):
@@ -76,7 +77,14 @@ def classification_request(fields: dict[str, Any]) -> ClassificationRequest:
     """The request in a classify body. Raises InvalidField."""
     body = convert(fields, ClassificationBody)
     extra = _extra(fields, ClassificationBody)
-    return ClassificationRequest(model=body.model, input=_texts(body.input), extra=extra)
+    if body.inputs is None:
+        if body.input is None:
+            raise InvalidField("input", "expected one or several texts.")
+        return ClassificationRequest(model=body.model, input=_texts(body.input), extra=extra)
+    if body.input is not None:
+        raise InvalidField("inputs", "expected either 'input' or 'inputs'.")
+    texts = _texts(list[Any](body.inputs))
+    return ClassificationRequest(dialect="cohere", model=body.model, input=texts, extra=extra)
 
 
 def rank_request(fields: dict[str, Any]) -> RankRequest:
@@ -121,6 +129,13 @@ def encoding_body(
             {"id": id, "model": model, "results": results, "meta": meta, "usage": tokens}
         )
     if isinstance(request, ClassificationRequest) and isinstance(encoded, Classified):
+        if request.dialect == "cohere":
+            found = _cohere_classes(id, request, encoded)
+            meta = {
+                "api_version": {"version": "1"},
+                "billed_units": {"classifications": len(found)},
+            }
+            return _encode({"id": id, "model": model, "classifications": found, "meta": meta})
         data = [
             _classes(index, encoded.labels, probabilities)
             for index, probabilities in enumerate(encoded.probabilities)
@@ -157,6 +172,29 @@ def _classes(
         "num_classes": len(labels),
         "scores": dict(zip(labels, probabilities, strict=True)),
     }
+
+
+def _cohere_classes(
+    id: str, request: ClassificationRequest, encoded: Classified
+) -> list[dict[str, Any]]:
+    """Each text's best label, and what all labels are worth."""
+    found = []
+    for index, (text, values) in enumerate(zip(request.input, encoded.probabilities, strict=True)):
+        told = _classes(index, encoded.labels, values)
+        best, confidence = told["label"], max(values)
+        found.append(
+            {
+                "id": f"{id}-{index}",
+                "input": text,
+                "prediction": best,
+                "predictions": [best],
+                "confidence": confidence,
+                "confidences": [confidence],
+                "labels": {name: {"confidence": one} for name, one in told["scores"].items()},
+                "classification_type": "single-label",
+            }
+        )
+    return found
 
 
 def _texts(given: str | list[Any]) -> tuple[Input, ...]:

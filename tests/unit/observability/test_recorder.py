@@ -100,21 +100,6 @@ def test_a_limit_on_file_size_loses_calls_by_count_and_recovers(tmp_path: Path) 
     assert process.returncode == 0
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting a small disk needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_on_a_full_disk_calls_are_counted_as_lost_and_logged_again_once_there_is_room(
     small_disk: Path,
 ) -> None:

@@ -244,6 +244,13 @@ class Health(Struct):
     status: str
 
 
+class Readiness(Struct):
+    """Whether a model can be served, and whether calls are recorded."""
+
+    status: str
+    recording: bool
+
+
 class KeyShown(Struct):
     """A key without its secret; dollars, and Unix seconds."""
 

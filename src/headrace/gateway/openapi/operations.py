@@ -101,7 +101,7 @@ DATA = (
     _get("/v1/batches/{id}", "A batch", Batch),
     Operation("post", "/v1/batches/{id}/cancel", "Cancel a batch", Batch),
     _get("/health/live", "Whether the process answers", answers.Health),
-    _get("/health/ready", "Whether a model can be served, else 503", answers.Health),
+    _get("/health/ready", "Whether a model can be served, else 503", answers.Readiness),
     _get("/metrics", "For Prometheus", None, TEXT),
     _get("/openapi.json", "This document", None, JSON),
 )  # fmt: skip

@@ -126,10 +126,11 @@ def vocabulary_from_gguf(about: Mapping[str, Any]) -> Vocabulary:
     """Build the tokenizer from GGUF metadata. Raises WeightsError on an unknown kind."""
     kind = about.get("tokenizer.ggml.model")
     tokens: list[str] = about.get("tokenizer.ggml.tokens") or []
+    ids = {token: index for index, token in enumerate(tokens)}
     if kind == "gpt2":
-        encoder = byte_level(tokens, about)
+        encoder = byte_level(ids, about)
     elif kind == "llama":
-        encoder = sentencepiece(tokens, about)
+        encoder = sentencepiece(tokens, ids, about)
     else:
         raise WeightsError(f"tokenizer model '{kind}'; supported: gpt2, llama")
     types: Sequence[int] = about.get("tokenizer.ggml.token_type") or [1] * len(tokens)
@@ -140,7 +141,6 @@ def vocabulary_from_gguf(about: Mapping[str, Any]) -> Vocabulary:
     encoder.add_special_tokens([AddedToken(token, normalized=False) for token in specials])
     encoder.add_tokens([AddedToken(token, normalized=False) for token in literals])
     ends = {about.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
-    ids = {token: index for index, token in enumerate(tokens)}
     if all(name in ids for name in HARMONY_ENDS):
         ends = {*ends, *(ids[name] for name in HARMONY_ENDS)} - {ids.get(HARMONY_MESSAGE_END)}
     return Vocabulary(
@@ -154,14 +154,14 @@ def vocabulary_from_gguf(about: Mapping[str, Any]) -> Vocabulary:
     )
 
 
-def byte_level(tokens: list[str], about: Mapping[str, Any]) -> Tokenizer:
+def byte_level(ids: dict[str, int], about: Mapping[str, Any]) -> Tokenizer:
     """A byte-level BPE with the pre-tokenisation that the file names."""
     merges = [tuple(merge.split(" ", 1)) for merge in about.get("tokenizer.ggml.merges") or []]
     pre = about.get("tokenizer.ggml.pre", "default")
     whole_words = pre in LLAMA3 or pre in O200K  # these look a word up before they merge
     encoder = Tokenizer(
         models.BPE(
-            vocab={token: index for index, token in enumerate(tokens)},
+            vocab=ids,
             merges=merges,
             ignore_merges=whole_words,
         )
@@ -186,10 +186,9 @@ def byte_level(tokens: list[str], about: Mapping[str, Any]) -> Tokenizer:
     return encoder
 
 
-def sentencepiece(tokens: list[str], about: Mapping[str, Any]) -> Tokenizer:
+def sentencepiece(tokens: list[str], ids: dict[str, int], about: Mapping[str, Any]) -> Tokenizer:
     """A SentencePiece BPE: its merges follow from the scores, best first."""
     scores: list[float] = about.get("tokenizer.ggml.scores") or []
-    ids = {token: index for index, token in enumerate(tokens)}
     if len(scores) > len(tokens):
         raise WeightsError(f"{len(scores)} scores for {len(tokens)} tokens")
     order = sorted(range(len(scores)), key=lambda index: -scores[index])

@@ -11,8 +11,9 @@ always precise. The amx level is avx512 with tiles where a step has many rows; f
 measured at the first start on a processor and kept (`crossover`), and results are equal to the bit.
 Besides, the amx level computes the rows of tokens that were given (`Batch.given`: prompts) in
 bfloat16: weights, floats too, and activations, queries, keys and values rounded, summed in float32.
-What a token is decides, never the rows beside it: a prompt is computed alike in one step, in
-chunks, and after a preemption.
+Rows of other tokens meet bfloat16 weights as sums of two bfloat16 a value, 16 bits of mantissa,
+also by tiles. What a token is decides, never the rows beside it: a prompt is computed alike in one
+step, in chunks, and after a preemption.
 
 What rounding costs, over 512 tokens of `benchmarks/perplexity.txt`, SmolLM2-135M Q4_1 against its
 float32 self: 12 bits 4.6e-5 nats on average (KL divergence), 8.9e-4 at most, perplexity 19.591
