@@ -34,7 +34,7 @@ from headrace.providers.openai_chunks import Translator
 from headrace.router.decide import Router
 from headrace.router.facts import facts_of
 from headrace.router.health import Health
-from headrace.router.latency import Speeds
+from headrace.router.latency import Met, Speeds
 from headrace.router.rules import Rulebook
 
 TOKENS = 1000
@@ -77,8 +77,8 @@ def known() -> Router:
     router = Router(Health(time.monotonic), Speeds())
     for i in range(10):
         for _ in range(20):
-            router.speeds.first(f"p{i % 10}", f"s{i}", 100 * i, 1.0, 0.1 * i)
-            router.speeds.between(f"p{i % 10}", f"s{i}", 1.0, 0.01)
+            router.speeds.first(f"p{i % 10}", f"s{i}", Met(100 * i, 1.0), 0.1 * i)
+            router.speeds.between(f"p{i % 10}", f"s{i}", Met(100 * i, 1.0), 0.01)
     for _ in range(3):
         router.health.failed("p2", "s2", UpstreamError("it broke"))
     return router

@@ -166,11 +166,16 @@ void sample(const Kernels& kernels, const float* logits, std::size_t count, cons
   }
   *out.logprob = logits[*out.token] - normaliser;
   if (!sampling.ranked) return;
-  for (std::size_t i = 0; i < count; ++i) {
-    const float logit = std::isnan(logits[i]) ? -INFINITY : logits[i];
-    scratch.candidates[i] = {logit, static_cast<std::int32_t>(i)};
+  std::size_t found = gather(logits, count, {logits[best], 1}, scratch.candidates,
+                             [&](std::size_t near, double) { return near >= sampling.ranked; });
+  if (found < sampling.ranked) {  // those that are no numbers, too
+    found = count;
+    for (std::size_t i = 0; i < count; ++i) {
+      const float logit = std::isnan(logits[i]) ? -INFINITY : logits[i];
+      scratch.candidates[i] = {logit, static_cast<std::int32_t>(i)};
+    }
   }
-  Ranked ranked(scratch.candidates, count);
+  Ranked ranked(scratch.candidates, found);
   for (std::size_t i = 0; i < sampling.ranked; ++i) {
     out.ranked_tokens[i] = ranked[i].token;
     out.ranked_logprobs[i] = ranked[i].logit - normaliser;
