@@ -268,6 +268,7 @@ class Engine(Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_tokens: Count = 512
     max_sequences: Count = 64
     max_waiting: Count = 1024
+    max_step: Seconds = 0.1  # of a step in which a prompt is computed beside running answers
 
     @property
     def memory_bytes(self) -> int | None:

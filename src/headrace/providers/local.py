@@ -104,7 +104,12 @@ class LocalProvider:
             quantization=settings.quantization,
             draft=draft,
             tensor_parallel=settings.tensor_parallel,
-            limits=Limits(settings.max_batch_tokens, settings.max_sequences, settings.max_waiting),
+            limits=Limits(
+                settings.max_batch_tokens,
+                settings.max_sequences,
+                settings.max_waiting,
+                settings.max_step,
+            ),
         )
         adapters = adapters or {}
         self.spare = Spare(self.swaps, hidden)

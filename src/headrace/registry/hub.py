@@ -22,6 +22,7 @@ from headrace.registry.references import HubReference
 PUBLIC = "https://huggingface.co"
 _TEXT = frozenset({".json", ".jinja", ".txt", ".model"})
 _TEXT_LIMIT = 64 << 20  # bytes; larger than any tokenizer
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # as PEFT writes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def _json(url: str, reference: HubReference, headers: Mapping[str, str]) -> dict
 
 
 def _wanted(reference: HubReference, entries: Mapping[str, dict[str, Any]]) -> list[str]:
-    """The names to fetch: the one asked for, or what a model directory needs."""
+    """The names to fetch: the one asked for, or what a model's or an adapter's directory needs."""
     if reference.file is not None:
         if reference.file not in entries:
             several = ", ".join(n for n in entries if n.endswith((".gguf", ".safetensors")))
@@ -102,11 +103,16 @@ def _wanted(reference: HubReference, entries: Mapping[str, dict[str, Any]]) -> l
             )
         return [reference.file]
     names = [n for n in entries if _safe(n) and _belongs(n, entries[n].get("size"))]
-    if not any(n.endswith(".safetensors") for n in names) or "config.json" not in names:
-        ggufs = [f"hf:{reference.repository}:{n}" for n in entries if n.endswith(".gguf")]
-        hint = f" Name one file: {', '.join(ggufs)}." if ggufs else ""
-        raise ModelMissing(f"{reference.repository} has no config.json with safetensors.{hint}")
-    return names
+    if "config.json" in names and any(n.endswith(".safetensors") for n in names):
+        return names
+    if all(name in entries for name in _ADAPTER):
+        return list(_ADAPTER)
+    ggufs = [f"hf:{reference.repository}:{n}" for n in entries if n.endswith(".gguf")]
+    hint = f" Name one file: {', '.join(ggufs)}." if ggufs else ""
+    raise ModelMissing(
+        f"{reference.repository} has neither config.json with safetensors nor {_ADAPTER[0]} with "
+        f"{_ADAPTER[1]}.{hint}"
+    )
 
 
 def _belongs(name: str, size: object) -> bool:

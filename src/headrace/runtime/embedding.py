@@ -37,6 +37,9 @@ from .weights.gguf import WeightsError
 
 Vectors = NDArray[np.float32]
 BLOCK_SIZE = 32
+LONG_TEXT = 8192  # characters that are encoded whatever the model reads
+LONG_TOKEN = 16  # characters; texts have more tokens than one in so many
+CUT_WORD = 256  # tokens that the beginning of a word may have more than the whole word
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +109,30 @@ class Reader:
         text = self.sentences.prefix + text
         if self.sentences.lower_case:
             text, pair = text.lower(), pair.lower() if pair is not None else None
+        whole = (text, pair)
+        text, pair = self.beginning(text), None if pair is None else self.beginning(pair)
         tokenizer = self.cutting if truncate else self.tokenizer
         found = tokenizer.encode(text, pair)
         if len(found.ids) > self.longest:
+            count = f"{'' if (text, pair) == whole else 'at least '}{len(found.ids)}"
             raise RequestRefused(
                 "context_too_long",
-                f"the text has {len(found.ids)} tokens, the model reads {self.longest}",
+                f"the text has {count} tokens, the model reads {self.longest}",
                 limit=self.longest,
                 tokens=len(found.ids),
             )
         if not found.ids:
             raise RequestRefused("invalid_value", "the text has no tokens", field="input")
         return Encoded(tuple(found.ids), tuple(found.type_ids))
+
+    def beginning(self, text: str) -> str:
+        """The text; of a very long one no more than its beginning, where that alone has more
+        tokens than the model reads. Megabytes take seconds, and all other callers wait."""
+        enough = max(LONG_TEXT, LONG_TOKEN * self.longest)
+        if len(text) <= enough:
+            return text
+        tokens = len(self.tokenizer.encode(text[:enough]).ids)
+        return text[:enough] if tokens > self.longest + CUT_WORD else text
 
 
 class Encoder:

@@ -103,7 +103,11 @@ class Compiler:
         if not inner.is_error():
             inner.compute_bitmask()  # what it finds out is kept for the copies
         if inner.is_error():
-            raise ValueError(inner.get_error())
+            raise ValueError(reason(inner))
+        ahead = inner.deep_copy()
+        forced = ahead.compute_ff_tokens()
+        if forced and not ahead.consume_token(forced[0]):  # forced without end: `start: "a" start`
+            raise ValueError(reason(ahead))
         slow = time.thread_time() - compiled > MASK_SECONDS
         if slow or compiled - began > COMPILE_SECONDS:
             raise ValueError("it takes too long to compile")
@@ -123,6 +127,12 @@ class Compiler:
             )
         there = np.array([matcher is not None for matcher in rows])
         return Masks(np.where(there, np.cumsum(there) - 1, -1).astype(np.int32), allowed)
+
+
+def reason(matcher: LLMatcher) -> str:
+    """Why a matcher gave up, in words that its caller can use."""
+    said = matcher.get_error().replace("<non-verbose/>", "").strip()
+    return "no text is of it" if said == "NoExtensionBias" else said
 
 
 class Spelling:

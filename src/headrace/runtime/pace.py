@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NEWEST = 0.1  # weight of the newest measurement
+DEARER = 0.4  # the same, of one that is dearer than those before, where a bound is to be kept
 ENOUGH = 16  # prefill tokens of a step from which their price can be told
 LEAST_CHUNK = 16  # tokens; a prompt always moves on
 
@@ -15,6 +16,7 @@ class Pace:
 
     decode: float | None = None  # of a step that only decodes
     per_prefill_token: float | None = None  # on top of that
+    dear_token: float | None = None  # the same, by which chunks are cut: quick to rise
     turn: float | None = None  # from one end of a sequence to the next, while others wait
     ended: float | None = None  # the last that one ended while others waited; engine's clock
 
@@ -24,7 +26,10 @@ class Pace:
             self.decode = smooth(self.decode, seconds)
         elif prefill_tokens >= ENOUGH:
             own = seconds - (self.decode or 0.0) if decode_rows else seconds
-            self.per_prefill_token = smooth(self.per_prefill_token, max(own, 0.0) / prefill_tokens)
+            each = max(own, 0.0) / prefill_tokens
+            self.per_prefill_token = smooth(self.per_prefill_token, each)
+            rises = self.dear_token is not None and each > self.dear_token
+            self.dear_token = smooth(self.dear_token, each, DEARER if rises else NEWEST)
 
     def ends(self, now: float, count: int, *, crowded: bool) -> None:
         """Note that `count` sequences end; `crowded`, that others wait for the room they leave."""
@@ -38,12 +43,13 @@ class Pace:
 
     def chunk(self, step: float, most: int) -> int:
         """Prompt tokens that fit a decode step that may take `step` seconds, at most `most`."""
-        if not self.per_prefill_token:
+        price = self.dear_token or self.per_prefill_token
+        if not price:
             return most
         room = step - (self.decode or 0.0)
-        return min(most, max(LEAST_CHUNK, int(room / self.per_prefill_token)))
+        return min(most, max(LEAST_CHUNK, int(room / price)))
 
 
-def smooth(before: float | None, now: float) -> float:
+def smooth(before: float | None, now: float, newest: float = NEWEST) -> float:
     """An exponentially weighted mean."""
-    return now if before is None else before + NEWEST * (now - before)
+    return now if before is None else before + newest * (now - before)

@@ -230,6 +230,18 @@ def test_what_is_too_long_is_refused_or_cut_with_its_last_special_token(tmp_path
         np.testing.assert_array_equal(cut.vectors, encoder.embed(["w1 " * 126]).vectors)
 
 
+def test_of_an_endless_text_only_the_beginning_is_read(tmp_path: Path) -> None:
+    build(tmp_path, "bert", "")
+    endless = "w1 " * 400_000
+    with Encoder.load(tmp_path, OPTIONS) as encoder:
+        with pytest.raises(RequestRefused, match="at least 2733 tokens, the model reads 128"):
+            encoder.embed([endless])
+        cut = encoder.embed([endless], truncate=True)
+        np.testing.assert_array_equal(cut.vectors, encoder.embed(["w1 " * 126]).vectors)
+        blank = " " * 1_000_000
+        assert encoder.embed([blank + "w1"]).tokens == (3,)
+
+
 def test_a_model_refuses_what_it_is_not_for(tmp_path: Path) -> None:
     build(tmp_path, "bert", "")
     with Encoder.load(tmp_path, OPTIONS) as encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from headrace.gateway.reload import NeedsRestart
 from tests.fakes.adapter import write_adapter
 from tests.fakes.gateway import COMPLETIONS, Running, configured, running
 from tests.fakes.upstream import FakeUpstream
+from tests.unit.registry.source import Source, serving
 
 ADMIN = "/admin/adapters"
 OTHER = "other"  # a model of an upstream
@@ -92,6 +94,29 @@ async def test_an_adapter_is_a_model_from_its_load_to_its_drop(
     assert await said(gateway, "a/b") == (404, "model_not_found model")
     assert await drop(gateway, "a/b") == 404
     assert await said(gateway, "base") == base
+
+
+async def test_an_adapter_comes_from_a_hub(
+    gateway: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_adapter(tmp_path / "one", 1)
+    assert await load(gateway, "one", path) == 200
+    place = "org/adapter"
+    found = {file.name: file.read_bytes() for file in path.iterdir()}
+    listing = {"sha": "c0ffee", "siblings": [{"rfilename": name} for name in found]}
+    files = {f"/{place}/resolve/c0ffee/{name}": content for name, content in found.items()}
+    files[f"/api/models/{place}"] = json.dumps(listing).encode()
+    with serving(Source(files=files)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "home"))
+        fields = {"name": "far", "model": "base", "adapter": f"hf:{place}"}
+        async with gateway.post(fields, ADMIN) as response:
+            assert response.status == 200
+        async with gateway.post({**fields, "adapter": "hf:org/absent"}, ADMIN) as response:
+            refused = (await response.json())["error"]
+    assert refused["param"] == "adapter"
+    assert "org/absent" in refused["message"]
+    assert await said(gateway, "far") == await said(gateway, "one")
 
 
 async def test_what_an_adapter_answered_is_not_the_answer_of_the_next_of_its_name(

@@ -66,6 +66,11 @@ async def test_further_choices_find_the_prompt_of_the_first(local: LocalProvider
     assert engine.counters.prompt_tokens == 4 * 100
 
 
+def test_the_time_of_a_step_is_the_files_to_say(tiny: Path) -> None:
+    made = LocalProvider({"ref": tiny}, Engine(max_step=0.025))
+    assert made.engines["ref"].options.limits.step == 0.025
+
+
 async def test_what_would_come_too_late_is_refused_and_says_so(local: LocalProvider) -> None:
     assert isinstance((await ask(local, objectives=Objectives(ttft=60.0)))[-1], Finished)
     with pytest.raises(TargetMissed) as refused:

@@ -262,6 +262,38 @@ class TestHub:
         assert path.name == "model.gguf"
         assert path.read_bytes() == GGUF
 
+    def test_an_adapter_is_its_factors_and_their_description(self, hub: Source) -> None:
+        factors = b"factors" * 1000
+        listing = {
+            "sha": "ada9",
+            "siblings": [
+                {"rfilename": "README.md", "size": 2},
+                {"rfilename": "tokenizer.json", "size": 2},
+                {"rfilename": "adapter_config.json", "size": 2},
+                {
+                    "rfilename": "adapter_model.safetensors",
+                    "size": len(factors),
+                    "lfs": {"sha256": hashlib.sha256(factors).hexdigest()},
+                },
+            ],
+        }
+        place = "/org/adapter/resolve/ada9"
+        hub.files["/api/models/org/adapter"] = json.dumps(listing).encode()
+        hub.files[f"{place}/adapter_config.json"] = b"{}"
+        hub.files[f"{place}/adapter_model.safetensors"] = factors[::-1]
+        with pytest.raises(ChecksumMismatch):
+            pull("hf:org/adapter")
+        hub.files[f"{place}/adapter_model.safetensors"] = factors
+        folder = pull("hf:org/adapter")
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        assert names == {"adapter_config.json", "adapter_model.safetensors"}
+
+    def test_a_repository_of_neither_says_what_is_missing(self, hub: Source) -> None:
+        listing = {"sha": "1", "siblings": [{"rfilename": "adapter_config.json", "size": 2}]}
+        hub.files["/api/models/org/half"] = json.dumps(listing).encode()
+        with pytest.raises(ModelMissing, match=r"neither .* adapter_model\.safetensors"):
+            pull("hf:org/half")
+
     def test_a_cut_pull_keeps_whole_files(self, hub: Source) -> None:
         hub.cuts = [10**9, 10**9, 10**9, 1000]  # the listing, two files, then part of the weights
         hub.statuses = []

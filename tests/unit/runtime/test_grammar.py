@@ -155,6 +155,8 @@ def test_a_preempted_answer_goes_on_where_it_stood_in_its_grammar(tiny: Path) ->
         (Grammar("regex", "a" * CHARACTERS), "characters"),
         (Grammar("regex", "(a"), "unclosed group"),
         (Grammar("lark", "start: nothing"), "nothing"),
+        (Grammar("lark", 'start: "a" start'), "Too many items"),
+        (Grammar("json_schema", '{"$ref": "#"}'), "no text is of it"),
         (Grammar("choice", "[]"), "not empty"),
         (Grammar("choice", '["a", ""]'), "not empty"),
         (Grammar("choice", "[1]"), "strings"),

@@ -171,6 +171,17 @@ def test_a_chunk_beside_decodes_is_no_longer_than_their_step_may_be() -> None:
     assert planned(plan.schedule(0.0)) == {decoding: 1, long: 30}
 
 
+def test_chunks_shrink_within_a_few_steps_as_a_prompt_grows_dearer() -> None:
+    pace, longest = Pace(decode=0.02), 0.0
+    pace.measured(0, 512, 0.512)
+    for price in [0.001] * 5 + [0.002] * 8:
+        chunk = pace.chunk(0.1, 512)
+        longest = 0.02 + chunk * price
+        pace.measured(1, chunk, longest)
+    assert longest < 0.103
+    assert pace.prefill_seconds(100) < 0.17  # what others are told is a mean
+
+
 def test_the_lower_priority_gives_way_when_blocks_run_out() -> None:
     plan = scheduler(blocks=4)
     low, high = prompt(4), prompt(3)
