@@ -115,6 +115,26 @@ async def test_a_model_whose_provider_has_no_images_is_never_tried(
         await client.images.generate(model="claude", prompt="A boat")
 
 
+async def test_a_moderation_is_passed_through_to_who_has_them(
+    client: openai.AsyncOpenAI, first: FakeUpstream, gateway: Running
+) -> None:
+    result = {"flagged": True, "categories": {}, "category_scores": {"violence": 0.9}}
+    first.answer(said({"id": "modr-7", "model": "real-media", "results": [result]}))
+    parts: Any = [{"type": "text", "text": "Boo"}]
+    answer = await client.moderations.create(model="any", input=parts)
+    assert (answer.id, answer.results[0].flagged) == ("modr-7", True)
+    sent = first.received[0]
+    assert (sent.path, sent.body) == (
+        "/v1/moderations",
+        {"input": parts, "model": "real-media"},
+    )
+    (record,) = await gateway.records()
+    assert (record.endpoint, record.status) == ("moderations", "ok")
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.moderations.create(model="any", input=[7])  # type: ignore[arg-type]
+    assert "input" in refused.value.message
+
+
 async def test_images_to_change_arrive_byte_for_byte_and_again_at_the_fallback(
     client: openai.AsyncOpenAI, first: FakeUpstream, second: FakeUpstream, gateway: Running
 ) -> None:

@@ -55,6 +55,7 @@ SHORT = {"max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2, "n
 UPSTREAM = {
     "completions": completions("Hello"),
     "embeddings": said({"data": [{"index": 0, "embedding": [0.5, -0.5]}]}),
+    "moderations": said({"id": "modr-1", "model": "m", "results": []}),
     "images/generations": said({"created": 1, "data": [{"url": "http://127.0.0.1/a.png"}]}),
     "images/edits": said({"created": 1, "data": []}),
     "audio/speech": Script([b"abc"], headers={"content-type": "audio/mpeg"}),

@@ -77,12 +77,15 @@ class Server:
             store.close()
 
 
-def configured(home: Path, base_url: str, key: str | None = None) -> Path:
+def configured(
+    home: Path, base_url: str, key: str | None = None, logging: dict[str, str] | None = None
+) -> Path:
     path = home / "headrace.yaml"
     provider = {"base_url": base_url, **({} if key is None else {"key": key})}
     price = {"input": 0, "output": 1_000_000}  # a dollar a token
     model = {"provider": "up", "source": "m", "price": price}
     fields = {"providers": {"up": provider}, "models": {"m": model}, "cache": {"enabled": False}}
+    fields["logging"] = logging or {}
     path.write_text(json.dumps({**fields, "log": {"directory": str(home)}}))
     return path
 
@@ -95,8 +98,11 @@ async def start(*arguments: str) -> Process:
 
 
 @asynccontextmanager
-async def serving(home: Path, upstream: FakeUpstream) -> AsyncIterator[Server]:
-    process = await start(str(configured(home, upstream.base_url)), "--workers", "2")
+async def serving(
+    home: Path, upstream: FakeUpstream, logging: dict[str, str] | None = None
+) -> AsyncIterator[Server]:
+    path = configured(home, upstream.base_url, logging=logging)
+    process = await start(str(path), "--workers", "2")
     assert process.stdout is not None
     url = ""
     async for line in process.stdout:
@@ -185,6 +191,21 @@ async def test_a_worker_that_is_killed_comes_back_and_no_answered_call_is_lost(
         said = await server.stop()
         assert f"(pid {lost}) ended by signal 9; starting it again" in said
         assert {record.id for record in server.records()} == {one for _, one in answers}
+
+
+async def test_what_is_said_of_workers_has_the_form_that_the_file_asks_for(tmp_path: Path) -> None:
+    async with (
+        FakeUpstream() as upstream,
+        serving(tmp_path, upstream, {"format": "json"}) as server,
+    ):
+        await server.ask()
+        lost = server.workers[0]
+        os.kill(lost, signal.SIGKILL)
+        await asyncio.gather(*(server.ask() for _ in range(10)))
+        said = [json.loads(line) for line in (await server.stop()).splitlines()]
+    (ended,) = [line for line in said if line.get("logger") == "headrace.workers"]
+    assert (ended["event"], ended["level"]) == ("log", "error")
+    assert f"(pid {lost}) ended by signal 9" in ended["message"]
 
 
 async def test_a_stop_waits_for_the_streams_of_every_worker(tmp_path: Path) -> None:

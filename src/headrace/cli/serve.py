@@ -34,6 +34,7 @@ from headrace.config.schema import LOCAL, Configuration
 from headrace.config.secrets import SecretError
 from headrace.gateway.board import MOST_WORKERS
 from headrace.gateway.keystore import has_keys
+from headrace.observability.lines import LineFormatter
 from headrace.protocol.errors import TooLarge
 from headrace.providers.local import LocalProvider
 from headrace.registry.pull import pull
@@ -147,11 +148,18 @@ def _serve_by_several(
         for listener in listeners:
             stack.enter_context(listener)
         shared = platform.Shared.between(workers)
+        plain = configuration.logging.format == "text"
+        lines = logging.StreamHandler()
+        lines.setFormatter(LineFormatter())
+        if not plain:
+            logging.getLogger().addHandler(lines)
 
         def work(post: Post) -> int:
             shared.join(post.number)
-            if configuration.logging.format == "text":
+            if plain:
                 logging.basicConfig(format=f"worker {post.number}: %(message)s")
+            else:
+                logging.getLogger().removeHandler(lines)  # a worker has lines of its own
             try:
                 with one_line(), _explained():
                     app = platform.App.build(loaded, {}, shared=shared)

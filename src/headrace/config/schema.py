@@ -137,6 +137,7 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True):
 EndpointName = Literal[
     "chat", "completions", "messages", "responses", "embeddings", "rerank", "classify",
     "images", "image_edits", "speech", "transcriptions", "translations",
+    "moderations",
 ]  # fmt: skip
 
 

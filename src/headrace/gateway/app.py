@@ -54,6 +54,7 @@ ANSWERING: Mapping[str, Endpoint] = {
     "/v1/audio/speech": "speech",
     "/v1/audio/transcriptions": "transcriptions",
     "/v1/audio/translations": "translations",
+    "/v1/moderations": "moderations",
 }
 
 log = logging.getLogger(__name__)

@@ -103,6 +103,7 @@ FORMATS: Mapping[Endpoint, Format] = {
     "classify": _openai(openai_encoding.classification_request, _encoded),
     "images": _openai(openai_media.image_request, _generated),
     "speech": _openai(openai_media.speech_request, _generated),
+    "moderations": _openai(openai_media.moderation_request, _generated),
     **{endpoint: _openai(_form_only, _generated) for endpoint in FORMS},
     "messages": Format(
         read=anthropic.messages_request,

@@ -74,15 +74,28 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line for one message."""
-        fields = {
-            "event": "log",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info is not None and record.exc_info[0] is not None:
-            fields["exception"] = "".join(traceback.format_exception(*record.exc_info))
-        self._lines.say(fields)
+        self._lines.say(_message_line(record))
+
+
+class LineFormatter(logging.Formatter):
+    """The same lines, for a process that waits for whoever reads them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One message."""
+        return _encode({"time": round(record.created, 3), **_message_line(record)}).decode()
+
+
+def _message_line(record: logging.LogRecord) -> dict[str, object]:
+    """A message of the program."""
+    fields: dict[str, object] = {
+        "event": "log",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": record.getMessage(),
+    }
+    if record.exc_info is not None and record.exc_info[0] is not None:
+        fields["exception"] = "".join(traceback.format_exception(*record.exc_info))
+    return fields
 
 
 def call_line(record: CallRecord) -> dict[str, object]:

@@ -1,4 +1,5 @@
-"""The dialect-neutral form of what makes or hears images and sound, which passes through.
+"""The dialect-neutral form of what makes, hears or judges images, sound and text, and passes
+through.
 
 What comes back is no text of ours: pieces of an answer as the upstream sent them, then `Finished`.
 """
@@ -10,7 +11,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-MediaEndpoint = Literal["images", "image_edits", "speech", "transcriptions", "translations"]
+MediaEndpoint = Literal[
+    "images", "image_edits", "speech", "transcriptions", "translations", "moderations",
+]  # fmt: skip
 
 
 class Attachment(Struct, frozen=True):
@@ -24,7 +27,7 @@ class Attachment(Struct, frozen=True):
 
 
 class MediaRequest(Struct, frozen=True, kw_only=True):
-    """A request for images or sound.
+    """A request for images or sound, or for a judgement of what is in them.
 
     `fields` are those of its body besides `model`, in order, `files` what was uploaded: a request
     that has any goes out as a form, any other as JSON. `text` is what it says in words, `images`

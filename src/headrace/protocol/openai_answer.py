@@ -49,6 +49,7 @@ _PREFIXES: Mapping[Endpoint, str] = {
     "speech": "audio",
     "transcriptions": "audio",
     "translations": "audio",
+    "moderations": "modr",
 }
 
 

@@ -1,7 +1,7 @@
-"""Bodies of OpenAI's images and audio, inwards.
+"""Bodies of OpenAI's images, audio and moderations, inwards.
 
-Source: the OpenAI API reference (images, audio). What is typed here is what the way of a call has
-to know; every other field goes to the provider as it came.
+Source: the OpenAI API reference (images, audio, moderations). What is typed here is what
+the way of a call has to know; every other field goes to the provider as it came.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class SpeechBody(Struct, kw_only=True):
     stream_format: Literal["audio", "sse"] | None = None
 
 
+class ModerationBody(Struct, kw_only=True):
+    """Texts, or parts of a message, to judge."""
+
+    model: ModelName
+    input: str | list[str | dict[str, Any]]
+
+
 class ImageForm(Struct, kw_only=True):
     """The fields of a form with images to change (`image` or `image[]`, and a `mask`)."""
 
@@ -82,6 +89,19 @@ def speech_request(fields: dict[str, Any]) -> MediaRequest:
         fields=_passed_on(fields),
         text=body.input,
         stream=body.stream_format == "sse",
+    )
+
+
+def moderation_request(fields: dict[str, Any]) -> MediaRequest:
+    """The request in a moderations body. Raises InvalidField."""
+    body = convert(fields, ModerationBody)
+    parts = [body.input] if isinstance(body.input, str) else body.input
+    texts = (part if isinstance(part, str) else part.get("text") for part in parts)
+    return MediaRequest(
+        endpoint="moderations",
+        model=body.model,
+        fields=_passed_on(fields),
+        text="\n".join(text for text in texts if isinstance(text, str)),
     )
 
 

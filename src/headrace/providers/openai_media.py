@@ -1,6 +1,7 @@
-"""OpenAI's images and audio, from the caller's side: a request out, its answer passed through.
+"""OpenAI's images, audio and moderations, from the caller's side: a request out, its
+answer passed through.
 
-Source: the OpenAI API reference (images, audio); RFC 7578 (forms).
+Source: the OpenAI API reference (images, audio, moderations); RFC 7578 (forms).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PATHS: Mapping[MediaEndpoint, str] = {
     "speech": "audio/speech",
     "transcriptions": "audio/transcriptions",
     "translations": "audio/translations",
+    "moderations": "moderations",
 }
 MAX_EVENT_BYTES = 32 * 1024 * 1024  # an event may hold an image
 

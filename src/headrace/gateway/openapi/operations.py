@@ -12,7 +12,13 @@ from headrace.protocol.anthropic import MessagesBody, PromptBody
 from headrace.protocol.openai import ChatBody, CompletionBody
 from headrace.protocol.openai_batches import Batch, File
 from headrace.protocol.openai_encoding import ClassificationBody, EmbeddingBody, RankBody
-from headrace.protocol.openai_media import ImageBody, ImageForm, SoundForm, SpeechBody
+from headrace.protocol.openai_media import (
+    ImageBody,
+    ImageForm,
+    ModerationBody,
+    SoundForm,
+    SpeechBody,
+)
 from headrace.protocol.responses import ResponseBody
 from headrace.protocol.responses_items import ItemsPage
 
@@ -87,6 +93,7 @@ DATA = (
         "/v1/audio/translations", "Write sound down in English", SoundForm, None, JSON, TEXT,
         files=("file",),
     ),
+    _post("/v1/moderations", "Judge texts and images", ModerationBody, None, JSON),
     _get("/v1/models", "Every name a caller may ask for", answers.ModelList),
     _get("/v1/models/{name}", "One of them", answers.ModelObject),
     Operation("get", "/v1/files", "The caller's files", answers.FileList, query=FilesPage),
